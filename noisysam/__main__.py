@@ -1,0 +1,5 @@
+"""python -m noisysam"""
+
+from noisysam.cli import main
+
+main()

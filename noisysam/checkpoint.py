@@ -1,0 +1,49 @@
+"""Checkpoints: whole, atomic, verified, and read without unpickling code. The one before is kept."""
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noisysam.records import atomic
+
+CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+DIGEST_BYTES = 32
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` (tensors, numbers, strings, lists, dicts) behind its SHA-256; the last one becomes previous."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
+    with atomic(folder / CURRENT) as temporary:
+        with temporary.open("wb") as file:
+            file.write(hashlib.sha256(content).digest())
+            file.write(content)
+        if (folder / CURRENT).exists():
+            (folder / CURRENT).replace(folder / PREVIOUS)
+
+
+def load(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """The newest sound checkpoint, None where there is none; a damaged one is passed over with a warning."""
+    for name in (CURRENT, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        content = path.read_bytes()
+        if hashlib.sha256(content[DIGEST_BYTES:]).digest() == content[:DIGEST_BYTES]:
+            state: dict[str, Any] = torch.load(
+                io.BytesIO(content[DIGEST_BYTES:]), map_location=device, weights_only=True
+            )
+            return state
+        warnings.warn(f"{path} is damaged: falling back to the checkpoint before it", stacklevel=2)
+    return None
+
+
+def remove(folder: Path) -> None:
+    """Delete the checkpoints of a finished run."""
+    for name in (CURRENT, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)

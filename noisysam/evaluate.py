@@ -1,0 +1,87 @@
+"""Looking at networks from outside: plain inputs, evaluation mode, unperturbed weights."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from noisysam import metrics
+from noisysam.augment import normalise
+from noisysam.loader import PLAIN_ROWS, Loader
+from noisysam.problem import Problem
+
+SAMPLE = 5000  # training samples, stratified by class and flip, on which memorisation is measured
+
+
+class Evaluator:
+    """Measures networks on test data, noisy validation data and a fixed sample of the training data.
+
+    It alone holds clean labels. Memorisation is against the labels as they were given at first, whatever a method has
+    made of them since.
+    """
+
+    MEASURES: ClassVar[tuple[str, ...]] = (
+        "test_accuracy", "test_nll", "test_ece", "test_accuracy_1", "test_accuracy_2", "val_accuracy",
+        "clean_accuracy", "memorised", "recovered", "auroc",
+    )  # fmt: skip
+
+    def __init__(
+        self, problem: Problem, loader: Loader, outputs: Callable[[Sequence[Tensor]], Tensor], bf16: bool
+    ) -> None:
+        """``outputs``: the method's, from the logits of each network to the reported ones."""
+        dataset, device = problem.dataset, loader.device
+        self.loader, self.outputs, self.bf16 = loader, outputs, bf16
+        self.test_images, self.test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
+        held_out = problem.noisy.take(problem.val)
+        self.val_images = dataset.train_images[torch.from_numpy(problem.chosen[problem.val])].to(device)
+        self.val_labels = torch.from_numpy(held_out.labels).to(device)
+        noisy = problem.noisy.take(problem.train)
+        sample = metrics.stratified_sample(noisy.flipped, noisy.clean, SAMPLE, seed=0)
+        self.sample = torch.from_numpy(sample).to(device)
+        self.given = torch.from_numpy(noisy.labels[sample]).to(device)
+        self.clean = torch.from_numpy(noisy.clean[sample]).to(device)
+
+    def measure(self, modules: Sequence[nn.Module]) -> dict[str, float]:
+        """All figures of one epoch, as shares of 1; nan where a group is empty."""
+        each = self._logits(modules, self._images(self.test_images))
+        logits = self.outputs(each)
+        figures = {
+            "test_accuracy": float(metrics.accuracy(logits, self.test_labels)),
+            "test_nll": float(metrics.negative_log_likelihood(logits, self.test_labels)),
+            "test_ece": float(metrics.expected_calibration_error(logits, self.test_labels)),
+        }
+        if len(modules) > 1:
+            for k, own in enumerate(each, start=1):
+                figures[f"test_accuracy_{k}"] = float(metrics.accuracy(own, self.test_labels))
+        if len(self.val_labels):
+            val = self.outputs(self._logits(modules, self._images(self.val_images)))
+            figures["val_accuracy"] = float(metrics.accuracy(val, self.val_labels))
+        sample = self.outputs(self._logits(modules, self.loader.plain(self.sample)))
+        figures |= metrics.memorisation(sample, self.given, self.clean)
+        losses = metrics.per_sample_loss(sample, self.given)
+        figures["auroc"] = float(metrics.detection_auroc(losses, self.given != self.clean))
+        return figures
+
+    def reported(self, modules: Sequence[nn.Module]) -> Tensor:
+        """The reported logits (n, K) for the whole training set."""
+        return self.outputs(self._logits(modules, self.loader.plain()))
+
+    def of_training(self, module: nn.Module, features: bool = False) -> Tensor:
+        """Logits (n, K), or features (n, d), of one network for the whole training set."""
+        return self._forward(module, self.loader.plain(), features)
+
+    def _logits(self, modules: Sequence[nn.Module], inputs: Iterator[Tensor]) -> list[Tensor]:
+        kept = list(inputs) if len(modules) > 1 else inputs
+        return [self._forward(module, kept) for module in modules]
+
+    @torch.no_grad()
+    def _forward(self, module: nn.Module, inputs: Iterator[Tensor] | list[Tensor], features: bool = False) -> Tensor:
+        module.eval()
+        call = module.features if features else module
+        with torch.autocast(self.loader.device.type, torch.bfloat16, self.bf16):
+            return torch.cat([call(x).float() for x in inputs])  # type: ignore[operator]
+
+    def _images(self, images: Tensor) -> Iterator[Tensor]:
+        for part in images.split(PLAIN_ROWS):
+            yield normalise(part, self.loader.mean, self.loader.std)

@@ -1,0 +1,79 @@
+"""What ``auto`` becomes on this machine: decided once, from the configuration and the machine, never from a timing."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noisysam import optim
+from noisysam.config import RunConfig
+from noisysam.errors import UserError
+
+SMALLEST_BF16_RADIUS = 0.05  # below, bfloat16 distorts the difference that SAM lives by (cosine to float32 under 0.9)
+COMPILE_PAYS_FROM = 20_000  # steps on CUDA, where compiling takes about a minute
+
+
+def resolve(config: RunConfig, steps: int) -> dict[str, Any]:
+    """Device, precision, compilation and threads for a run of ``steps`` steps."""
+    device = resolve_device(config.device)
+    return {
+        "device": str(device),
+        "device_name": device_name(device),
+        "precision": resolve_precision(config, device),
+        "compile": config.compile == "on"
+        or (config.compile == "auto" and device.type == "cuda" and steps >= COMPILE_PAYS_FROM),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called ``name``; ``auto`` is CUDA, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: not available on this machine; use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 multiplies in hardware at more than float32's rate: recent CUDA, or a CPU with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+
+
+def resolve_precision(config: RunConfig, device: torch.device) -> str:
+    """bf16 where it is native and the perturbation is large enough to survive it; else fp32."""
+    if config.precision != "auto":
+        return config.precision
+    member = optim.OPTIMIZERS[config.opt]
+    options = optim.options(config.opt, config.opt_option, config.rho_value, config.sam_m)
+    small = 0 < getattr(options, "rho", 1.0) < SMALLEST_BF16_RADIUS
+    return "bf16" if native_bf16(device) and not small and "fp32" not in member.needs else "fp32"
+
+
+def device_name(device: torch.device) -> str:
+    """The device as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

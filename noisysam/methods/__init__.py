@@ -1,0 +1,46 @@
+"""Noise-robust methods. Each is one class, registered where it is defined."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, create_model
+
+from noisysam.errors import UserError
+from noisysam.methods import bootstrap, coteaching, dividemix, elr, losses, mixup  # noqa: F401  (they register)
+from noisysam.methods.base import METHODS, Facts, Method, Options, Stage, parse, validated
+
+__all__ = ["METHODS", "Facts", "Method", "Options", "Stage", "compose", "knows", "options"]
+
+
+@cache
+def compose(name: str) -> type[Method]:
+    """The class of a method, or of several joined by commas.
+
+    'bootstrap,mixup' is a class that inherits from both: Bootstrap says the stages, Mixup the tasks. Two parts that
+    both override the same hook are refused.
+    """
+    parts = [METHODS[part] for part in parse(name)]
+    if len(parts) == 1:
+        return parts[0]
+    owner: dict[str, str] = {}
+    for part in parts:
+        for hook in vars(part):
+            if hook in HOOKS and owner.setdefault(hook, part.name) != part.name:
+                raise UserError(f"methods {owner[hook]} and {part.name} do not combine: both define {hook}")
+    fields = create_model("Options", __base__=tuple(part.Options for part in parts))
+    body = {"Options": fields, "name": name, "smooths": all(part.smooths for part in parts)}
+    return type(name, tuple(parts), body)
+
+
+HOOKS = ("stages", "on_stage", "on_epoch", "batches", "tasks", "plan", "loss", "edit", "outputs", "networks")
+
+
+def options(name: str, given: Mapping[str, Any]) -> BaseModel:
+    """The checked options of a method; ``UserError`` names the option that does not fit."""
+    return validated(name, compose(name), given)
+
+
+def knows(name: str, chosen: Any) -> tuple[str, ...]:
+    """The noise facts that a method is given under these options."""
+    return tuple(fact for part in parse(name) for fact in METHODS[part].knows(chosen))

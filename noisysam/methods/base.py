@@ -1,0 +1,167 @@
+"""The contract of a method: what it sees, what it may decide, and when.
+
+A step runs in this order: ``tasks`` (all that is random, or changes inputs), one forward per task, ``plan`` (decisions
+and state, once, at the unperturbed weights), then the optimizer, which evaluates ``loss`` at any weights, as often as
+it likes. So ``loss`` must be pure: no state, no draws.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from noisysam.loader import Batch, Epoch
+from noisysam.objective import Task
+from noisysam.registry import Registry
+
+METHODS: Registry[type["Method"]] = Registry("method")
+
+Look = Callable[[int, Tensor], Tensor]  # (network, inputs) -> logits: no gradient, counted
+Tasks = Sequence[Task]
+
+
+class Predict(Protocol):
+    """Logits (n, K), or features (n, d), of network ``k`` for the whole training set: plain inputs, evaluation mode,
+    the averaged weights where averaging is on. Counts as training time."""
+
+    def __call__(self, k: int, features: bool = False) -> Tensor: ...
+
+
+class Options(BaseModel):
+    """A method's own settings (``--method-option key=value``), with their published values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method is told about its run. ``rate`` and ``matrix`` of the noise only where the method declares them."""
+
+    samples: int
+    classes: int
+    epochs: int
+    device: torch.device
+    label_smoothing: float = 0.0
+    rate: float | None = None  # measured share of wrong labels
+    matrix: Tensor | None = None  # (K, K), row: true class
+
+
+@dataclass
+class Stage:
+    """One training from given labels. ``labels``: (n,) classes or (n, K) distributions, None for the noisy ones;
+    ``subset``: places in the training set, None for all; ``start``: 'scratch' or 'continue'; ``settings``: fields of
+    the run's configuration that this stage changes (epochs, lr, opt, ...)."""
+
+    labels: Tensor | None = None
+    subset: Tensor | None = None
+    start: str = "scratch"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class Study(Protocol):
+    """What ``stages`` may ask for between two stages."""
+
+    def predict(self, which: str = "last") -> Tensor:
+        """Reported logits (n, K) of the stage that just ended, for the training set: at its last epoch, or at the
+        epoch 'selected' on noisy validation labels."""
+        ...
+
+
+class Method(nn.Module):
+    """Cross-entropy on the given labels; every method overrides what differs.
+
+    Per-sample state and counters are buffers, made in ``on_stage``, so that they are saved, moved and reset for free.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    revision: ClassVar[int]
+    Options: ClassVar[type[BaseModel]] = Options
+    networks: ClassVar[int] = 1
+    smooths: ClassVar[bool] = True  # whether it uses --label-smoothing
+    index_free: ClassVar[bool] = False  # whether its rows have no place in the training set (mixed rows)
+
+    def __init__(self, options: Any, facts: Facts) -> None:
+        super().__init__()
+        self.options, self.facts = options, facts
+        self.epoch = 0
+        self.generator: torch.Generator | None = None  # stream 'method' of this epoch, on the device
+        self.rng = np.random.default_rng(0)  # the same stream for draws on the host
+
+    @classmethod
+    def knows(cls, options: Any) -> tuple[str, ...]:
+        """The noise facts of this run that it is given ('rate', 'matrix'); any of them makes the run oracle."""
+        return ()
+
+    def stages(self, study: Study) -> Iterator[Stage]:
+        """The trainings of this method, in order."""
+        yield Stage()
+
+    def on_stage(self, labels: Tensor) -> None:
+        """A stage begins: make (or reset) the buffers. ``labels``: those of the whole training set."""
+
+    def on_epoch(self, epoch: int, predict: Predict) -> None:
+        """An epoch begins."""
+
+    def batches(self, epoch: Epoch) -> Iterable[Batch]:
+        """The batches of an epoch."""
+        return epoch
+
+    def tasks(self, batch: Batch, look: Look) -> Tasks:
+        """What each network learns from in this step; at most one task per network."""
+        return [Task(k, batch.inputs, batch.labels, batch.index) for k in range(self.networks)]
+
+    plan: Callable[[Tasks, Sequence[Tensor]], None] | None = None
+    """``plan(tasks, logits)``: decide at w, from every task's detached logits; fill ``task.plan``, write state."""
+
+    def loss(self, logits: Tensor, task: Task) -> Tensor:
+        """Loss of each row (n,), pure. The objective is its mean: a method that selects scales by rows / selected."""
+        return self.cross_entropy(logits, task.labels)
+
+    edit: Callable[[list[Tensor], Sequence[Tensor]], list[Tensor]] | None = None
+    """``edit(grads, params)``: changes the step's gradient before the base rule."""
+
+    def outputs(self, logits: Sequence[Tensor]) -> Tensor:
+        """The reported logits from those of each network; by default the mean of their probabilities."""
+        if len(logits) == 1:
+            return logits[0]
+        return torch.stack([F.log_softmax(z, 1) for z in logits]).logsumexp(0) - torch.tensor(len(logits)).log()
+
+    # helpers
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each row, with classes or distributions as labels, and the run's label smoothing."""
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.facts.label_smoothing)
+
+    def write(self, buffer: Tensor, index: Tensor, values: Tensor) -> None:
+        """Write state for some samples; a value that is not finite leaves the whole batch's state as it was."""
+        values = values.to(buffer.dtype)
+        buffer[index] = torch.where(torch.isfinite(values).all(), values, buffer[index])
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Distributions (n, K) from classes (n,); distributions pass through."""
+    return labels if labels.ndim == 2 else F.one_hot(labels, classes).float()
+
+
+def parse(name: str) -> list[str]:
+    """The names that make up a method: 'bootstrap,mixup' -> ['bootstrap', 'mixup']."""
+    return [part.strip() for part in name.split(",")]
+
+
+def validated(name: str, cls: type[Method], given: Mapping[str, Any]) -> BaseModel:
+    """The options of a method class, checked."""
+    from pydantic import ValidationError
+
+    from noisysam.config import explain
+    from noisysam.errors import UserError
+
+    try:
+        return cls.Options(**given)
+    except ValidationError as error:
+        raise UserError(f"method {name}: " + explain(error, prefix="option ")) from None

@@ -1,0 +1,30 @@
+"""The bootstrap of the SAM paper: train, relabel, retrain."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from noisysam.methods.base import METHODS, Method, Options, Stage, Study
+
+
+class BootstrapOptions(Options):
+    teacher: Literal["last", "selected"] = Field(
+        "last", description="the epoch that relabels: the last, or the one selected on noisy validation labels"
+    )
+
+
+@METHODS.register("bootstrap", source="arXiv 2010.01412, section 3.3")
+class Bootstrap(Method):
+    """Bootstrap: train, replace each label by the network's own prediction, train again from scratch.
+
+    Predictions are hard, from plain inputs in evaluation mode (the paper leaves these open). With SGD's last epoch
+    nothing should be gained, since it has memorised the labels. ``teacher=selected`` is the noisy teacher of
+    Chen et al. 2021 (AAAI).
+    """
+
+    Options = BootstrapOptions
+
+    def stages(self, study: Study) -> Iterator[Stage]:
+        yield Stage()
+        yield Stage(labels=study.predict(self.options.teacher).argmax(1))

@@ -1,0 +1,133 @@
+"""DivideMix."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from noisysam.loader import Batch, Epoch
+from noisysam.methods.base import METHODS, Look, Method, Options, Predict, one_hot
+from noisysam.methods.mixup import draw, mix
+from noisysam.objective import Task
+
+
+class DivideMixOptions(Options):
+    warmup: int = Field(10, ge=1, description="epochs of cross-entropy first (CIFAR-10: 10; CIFAR-100: 30)")
+    threshold: float = Field(0.5, ge=0, le=1, description="least probability of being clean of a labelled sample (0.5)")
+    temperature: float = Field(0.5, gt=0, description="sharpening of the targets (0.5)")
+    alpha: float = Field(4.0, gt=0, description="of the mixup's Beta(alpha, alpha) (4)")
+    lambda_u: float = Field(25.0, ge=0, description="weight of the unlabelled loss (CIFAR-10: 0, 25 or 50, by noise)")
+    ramp: int = Field(16, ge=1, description="epochs until lambda_u is reached (16)")
+
+
+@METHODS.register("dividemix", source="arXiv 2002.07394, Algorithm 1")
+class DivideMix(Method):
+    """DivideMix: a mixture on each network's losses divides the data for the other; MixMatch on the two pools.
+
+    A batch holds ``batch`` labelled and ``batch`` unlabelled samples, each in two views; the networks take turns,
+    one epoch over the labelled pool each. Blind: one setting for every noise rate (the authors change lambda_u by
+    rate). Deviations: networks that guess labels use the batch's own statistics in batch norm; where a pool is
+    empty, the epoch is one of cross-entropy. State: two floats per sample.
+    """
+
+    Options = DivideMixOptions
+    networks = 2
+    smooths = False
+    index_free = True
+    clean: Tensor
+
+    def on_stage(self, labels: Tensor) -> None:
+        self.labels = labels
+        self.register_buffer("clean", torch.ones(2, self.facts.samples, device=self.facts.device))
+
+    def on_epoch(self, epoch: int, predict: Predict) -> None:
+        if epoch < self.options.warmup:
+            return
+        for k in range(2):
+            losses = F.cross_entropy(predict(k), self.labels, reduction="none")
+            self.clean[k] = probability_clean(losses, seed=int(self.rng.integers(2**31)))
+
+    def batches(self, epoch: Epoch) -> Iterable[Batch]:
+        if epoch.number < self.options.warmup:
+            yield from epoch
+            return
+        for k in range(2):
+            yield from self._pools(epoch, k)
+
+    def _pools(self, epoch: Epoch, k: int) -> Iterator[Batch]:
+        """Batches for network k: labelled rows first, then as many unlabelled ones, divided by the other network."""
+        chosen = self.clean[1 - k] > self.options.threshold
+        labelled, unlabelled = chosen.nonzero().flatten(), (~chosen).nonzero().flatten()
+        if not len(labelled) or not len(unlabelled):
+            for batch in epoch:
+                yield Batch(batch.inputs, batch.labels, batch.index, batch.epoch, network=k)
+            return
+        steps = max(1, len(labelled) // epoch.rows)
+        pools = (epoch.cycle(pool, epoch.rows, steps, self.generator) for pool in (labelled, unlabelled))
+        for pair in zip(*pools, strict=True):
+            yield epoch.batch(torch.cat(pair), network=k, views=2, divided=True)
+
+    def tasks(self, batch: Batch, look: Look) -> Sequence[Task]:
+        if not batch.divided:
+            targets = one_hot(batch.labels, self.facts.classes)
+            networks = range(2) if batch.network is None else (batch.network,)
+            return [Task(k, batch.inputs, targets, plan={"labelled": torch.ones_like(targets[:, 0])}) for k in networks]
+        k, rows = batch.network, len(batch.index) // 2
+        assert k is not None
+        views = batch.views
+        own = torch.stack([look(k, x).softmax(1) for x in views]).mean(0)
+        peer = look(1 - k, torch.cat([x[rows:] for x in views])).softmax(1).reshape(2, rows, -1).mean(0)
+        w = self.clean[1 - k][batch.index[:rows], None]
+        refined = w * one_hot(batch.labels[:rows], self.facts.classes) + (1 - w) * own[:rows]
+        guessed = (own[rows:] + peer) / 2
+        targets = sharpen(torch.cat([refined, guessed]), self.options.temperature)
+        inputs, targets = torch.cat(views), targets.repeat(2, 1)
+        labelled = (torch.arange(len(targets), device=targets.device) % (2 * rows) < rows).float()
+        order = labelled.argsort(descending=True, stable=True)  # the labelled rows of both views first
+        inputs, targets, labelled = inputs[order], targets[order], labelled[order]
+        weight, other = draw(self.options.alpha, len(inputs), self.generator, self.rng, inputs.device)
+        weight = max(weight, 1 - weight)
+        ramp = min(1.0, (self.epoch - self.options.warmup) / self.options.ramp)
+        plan = {"labelled": labelled, "lambda_u": self.options.lambda_u * ramp, "penalty": 1.0, "scale": 2.0}
+        return [Task(k, mix(inputs, other, weight), mix(targets, other, weight), plan=plan)]
+
+    def loss(self, logits: Tensor, task: Task) -> Tensor:
+        """Cross-entropy on labelled rows, squared error on unlabelled ones, and the prior on the mean prediction."""
+        log_p, labelled = logits.log_softmax(1), task.plan["labelled"]
+        loss = -(task.labels * log_p).sum(1) * labelled
+        if "penalty" not in task.plan:
+            return loss
+        p = log_p.exp()
+        loss = loss + task.plan["lambda_u"] * ((p - task.labels) ** 2).mean(1) * (1 - labelled)
+        prior = -math.log(self.facts.classes) - p.mean(0).log().mean()  # KL(uniform || mean p)
+        return task.plan["scale"] * loss + task.plan["penalty"] * prior
+
+    def outputs(self, logits: Sequence[Tensor]) -> Tensor:
+        """The sum of both networks' logits."""
+        return torch.stack(list(logits)).sum(0)
+
+
+def sharpen(p: Tensor, temperature: float) -> Tensor:
+    """p^(1/T), normalised."""
+    p = p ** (1 / temperature)
+    return p / p.sum(1, keepdim=True)
+
+
+def probability_clean(losses: Tensor, seed: int) -> Tensor:
+    """Probability of each sample to belong to the component of smaller mean of a two-component Gaussian mixture.
+
+    ``losses`` (n,) are scaled to [0, 1] first. All ones where they do not differ or are not finite: nothing can be
+    divided.
+    """
+    values = losses.double().cpu().numpy()
+    if not np.isfinite(values).all() or np.ptp(values) == 0:
+        return torch.ones_like(losses)
+    scaled = ((values - values.min()) / np.ptp(values)).reshape(-1, 1)
+    mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed).fit(scaled)
+    p = mixture.predict_proba(scaled)[:, int(mixture.means_.argmin())]
+    return torch.as_tensor(p, dtype=losses.dtype, device=losses.device)

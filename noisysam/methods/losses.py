@@ -1,0 +1,29 @@
+"""Methods that are a loss and nothing else."""
+
+from pydantic import Field
+from torch import Tensor
+
+from noisysam.methods.base import METHODS, Method, Options, one_hot
+from noisysam.objective import Task
+
+
+@METHODS.register("ce", source="the baseline")
+class CrossEntropy(Method):
+    """Cross-entropy on the labels as given."""
+
+
+class GCEOptions(Options):
+    q: float = Field(0.7, gt=0, le=1, description="0: cross-entropy (limit), 1: mean absolute error (published 0.7)")
+
+
+@METHODS.register("gce", source="arXiv 1805.07836, equation 6")
+class GCE(Method):
+    """Generalised cross-entropy, (1 - p_y^q) / q."""
+
+    Options = GCEOptions
+    smooths = False
+
+    def loss(self, logits: Tensor, task: Task) -> Tensor:
+        q = self.options.q
+        log_p = logits.log_softmax(1)
+        return ((1 - (q * log_p).exp()) / q * one_hot(task.labels, logits.shape[1])).sum(1)

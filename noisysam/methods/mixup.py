@@ -1,0 +1,40 @@
+"""Mixup."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from noisysam.loader import Batch
+from noisysam.methods.base import METHODS, Look, Method, Options, one_hot
+from noisysam.objective import Task
+
+
+class MixupOptions(Options):
+    alpha: float = Field(1.0, gt=0, description="of Beta(alpha, alpha); arXiv 2010.01412 tries 1, 8, 16, 32")
+
+
+@METHODS.register("mixup", source="arXiv 1710.09412, equation 1")
+class Mixup(Method):
+    """Mixup: each row is mixed with another of its batch, inputs and labels by one weight per batch."""
+
+    Options = MixupOptions
+    index_free = True
+
+    def tasks(self, batch: Batch, look: Look) -> Sequence[Task]:
+        weight, other = draw(self.options.alpha, len(batch.inputs), self.generator, self.rng, batch.inputs.device)
+        labels = one_hot(batch.labels, self.facts.classes)
+        return [Task(0, mix(batch.inputs, other, weight), mix(labels, other, weight))]
+
+
+def draw(
+    alpha: float, rows: int, generator: torch.Generator | None, rng: np.random.Generator, device: torch.device
+) -> tuple[float, torch.Tensor]:
+    """One weight from Beta(alpha, alpha), drawn on the host, and a random partner for each row, on the device."""
+    return float(rng.beta(alpha, alpha)), torch.randperm(rows, generator=generator, device=device)
+
+
+def mix(values: torch.Tensor, other: torch.Tensor, weight: float) -> torch.Tensor:
+    """``weight`` of each row and the rest of its partner."""
+    return weight * values + (1 - weight) * values[other]

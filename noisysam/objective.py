@@ -1,0 +1,245 @@
+"""What optimizers evaluate: a task bound to its network.
+
+A step may evaluate its objective two or more times, at different weights and on parts of the batch. Each evaluation
+opens its own autocast, counts itself, and leaves batch norm's running statistics to a policy that is applied once, at
+the end of the step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Rows = slice | Tensor | None  # of a batch: a chunk, chosen indices, or all of them
+
+
+@dataclass
+class Task:
+    """What one network learns from in this step. Rows come first in every tensor.
+
+    ``labels`` are class indices (n,) or distributions (n, K); ``index`` is each row's place in the training set, None
+    for mixed rows; ``plan`` holds what the method decided at the unperturbed weights: tensors of n rows, or numbers.
+    """
+
+    network: int
+    inputs: Tensor
+    labels: Tensor
+    index: Tensor | None = None
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, rows: Rows, labels: Tensor | None = None) -> "Task":
+        """The same task on some of its rows, or with other labels for them."""
+        if rows is not None:
+            plan = {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in self.plan.items()}
+            index = None if self.index is None else self.index[rows]
+            self = Task(self.network, self.inputs[rows], self.labels[rows], index, plan)
+        return self if labels is None else replace(self, labels=labels)
+
+
+class RunningStatistics:
+    """Batch norm's running statistics, updated once a step by a policy (google-research/sam: ``first``).
+
+    During a step the modules' buffers are scratch: with momentum 1 each training forward leaves its own batch
+    statistics there. ``absorb`` collects them, ``commit`` blends them into the true values. A row's evaluations are
+    numbered (``turn`` 0 is the first time it is seen with gradient); ``first`` uses turn 0, ``last`` the last turn,
+    ``both`` every turn in order. Chunks of one turn are averaged by their share of the rows into one update.
+    """
+
+    def __init__(self, module: nn.Module, policy: Literal["first", "last", "both"] = "first") -> None:
+        self.policy = policy
+        layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.layers = [m for m in layers if m.track_running_stats]
+        self.buffers: list[Tensor] = [b for m in self.layers for b in _statistics(m)]
+        self.rates: Tensor | None = None
+        if self.buffers:
+            if any(m.momentum is None for m in self.layers):
+                raise ValueError("batch norm with momentum=None (a cumulative average) is not supported")
+            rates = [torch.full_like(b, float(m.momentum or 0)) for m in self.layers for b in _statistics(m)]
+            self.rates = torch.cat(rates)
+            for m in self.layers:
+                m.momentum = 1.0
+        self.turns: list[tuple[Tensor, float]] = []
+
+    def _flat(self) -> Tensor:
+        return torch.cat(self.buffers)
+
+    def _write(self, flat: Tensor) -> None:
+        torch._foreach_copy_(self.buffers, list(flat.split([b.numel() for b in self.buffers])))
+
+    def begin(self) -> None:
+        """Remember the true values before the step's first forward."""
+        if self.buffers:
+            self.true = self._flat()
+            self.turns = []
+
+    def absorb(self, turn: int, share: float) -> None:
+        """Collect the batch statistics that the forward just left, for ``share`` of the rows in their n-th turn."""
+        if not self.buffers:
+            return
+        if turn < len(self.turns):
+            total, weight = self.turns[turn]
+            self.turns[turn] = (total.add_(self._flat(), alpha=share), weight + share)
+        else:
+            self.turns.append((self._flat().mul_(share), share))
+
+    def commit(self, found_inf: Tensor | None = None) -> None:
+        """Blend the collected statistics into the true values; keep those where the step was not finite."""
+        if not self.buffers:
+            return
+        used = {"first": self.turns[:1], "last": self.turns[-1:], "both": self.turns}[self.policy]
+        assert self.rates is not None
+        new = self.true
+        for total, weight in used:
+            new = torch.lerp(new, total / weight, self.rates)
+        keep = torch.isfinite(new).all()
+        if found_inf is not None:
+            keep = keep & (found_inf == 0)
+        self._write(torch.where(keep, new, self.true))
+
+
+def _statistics(layer: nn.modules.batchnorm._BatchNorm) -> list[Tensor]:
+    return [b for b in (layer.running_mean, layer.running_var) if b is not None]
+
+
+class Net:
+    """A network with what an evaluation needs: its parameters, autocast, the batch-norm policy, counters.
+
+    ``forward`` may be a compiled form of ``module``. Logits are float32 whatever the precision; ``forwards`` and
+    ``backwards`` count rows.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        policy: Literal["first", "last", "both"] = "first",
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.module = module
+        self.forward = forward or module
+        self.params = [p for p in module.parameters() if p.requires_grad]
+        self.device = self.params[0].device
+        self.bf16 = precision == "bf16"
+        self.statistics = RunningStatistics(module, policy)
+        # Dropout must repeat its masks in every evaluation of a step.
+        self.random = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in module.modules())
+        self.seed = 0  # of the masks, another one each step
+        self.forwards = 0
+        self.backwards = 0
+
+    def logits(self, inputs: Tensor, grad: bool) -> Tensor:
+        """Float32 logits (n, K) of one forward, in an autocast of its own.
+
+        Inside one shared autocast the casts of weights are cached, and a forward at perturbed weights would silently
+        return the unperturbed logits.
+        """
+        self.forwards += len(inputs)
+        if self.random:
+            torch.manual_seed(self.seed)
+        with torch.set_grad_enabled(grad), torch.autocast(self.device.type, torch.bfloat16, self.bf16, False):
+            return self.forward(inputs).float()
+
+
+class Objective:
+    """The mean over rows of a method's loss on one task, as a function of the network's present weights.
+
+    Called without arguments it is torch's closure: clear, forward, backward, loss; SGD and AdamW take it as it is.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        task: Task,
+        loss: Callable[[Tensor, Task], Tensor],
+        planned: Tensor | None = None,
+    ) -> None:
+        """``planned``: logits of the whole batch with their graph, from the method's planning; the first evaluation
+        of all rows uses them."""
+        self.net, self.task, self.loss = net, task, loss
+        self.planned = planned
+        self.params: Sequence[Tensor] = net.params
+        self.rows = len(task.inputs)
+        self.l2 = 0.0  # set by an optimizer that keeps the weight decay in the loss
+        self.seen: dict[tuple[int, int], int] = {}
+        self.first_loss = torch.zeros((), device=net.device)  # mean loss of the first evaluation of every row
+
+    def output(self, rows: Rows = None, labels: Tensor | None = None, grad: bool = True) -> tuple[Tensor, Tensor]:
+        """Logits (n, K) and losses (n,) of some rows at the present weights; with ``grad`` their graph is alive."""
+        task = self.task.take(rows, labels)
+        if grad and rows is None and self.planned is not None:
+            logits, self.planned = self.planned, None
+        else:
+            logits = self.net.logits(task.inputs, grad)
+        with torch.set_grad_enabled(grad):
+            losses = self.loss(logits, task)
+        if grad:
+            self._count(rows, losses)
+        return logits, losses
+
+    def _count(self, rows: Rows, losses: Tensor) -> None:
+        share = len(losses) / self.rows
+        if isinstance(rows, Tensor):  # chosen rows follow an evaluation of the chunk that they come from
+            turn = max(self.seen.values(), default=0)
+        else:
+            start, stop, _ = (rows or slice(None)).indices(self.rows)
+            turn = self.seen.get((start, stop), 0)
+            self.seen[start, stop] = turn + 1
+        if turn == 0:
+            self.first_loss += losses.detach().mean() * share
+        self.net.statistics.absorb(turn, share)
+
+    def pull(self, outputs: Tensor, cotangent: Tensor, params: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """``cotangent`` pulled back through ``outputs`` (rows first): gradients for ``params``, with L2 where set."""
+        params = self.params if params is None else params
+        self.net.backwards += len(outputs)
+        grads = list(torch.autograd.grad(outputs, params, cotangent, materialize_grads=True))
+        if self.l2:
+            torch._foreach_add_(grads, [p.detach() for p in params], alpha=self.l2)
+        return grads
+
+    def grad(
+        self, rows: Rows = None, params: Sequence[Tensor] | None = None, labels: Tensor | None = None
+    ) -> list[Tensor]:
+        """Gradient of the mean loss over some rows, for some parameters, with other labels where given."""
+        _, losses = self.output(rows, labels)
+        return self.pull(losses, torch.full_like(losses, 1 / len(losses)), params)
+
+    def __call__(self) -> Tensor:
+        """Set every parameter's ``grad`` to the gradient over all rows; return the mean loss of that evaluation."""
+        _, losses = self.output()
+        for p, g in zip(self.params, self.pull(losses, torch.full_like(losses, 1 / len(losses))), strict=True):
+            p.grad = g
+        return losses.detach().mean()
+
+
+class Closure:
+    """Anybody's closure (clear, forward, backward, return loss) as an objective of one whole batch."""
+
+    def __init__(self, closure: Callable[[], Any], params: Sequence[Tensor]) -> None:
+        self.closure, self.params, self.l2 = closure, params, 0.0
+        self.rows: int | None = None
+        self.first_loss: Any = None
+
+    def grad(
+        self, rows: Rows = None, params: Sequence[Tensor] | None = None, labels: Tensor | None = None
+    ) -> list[Tensor]:
+        """The gradient that the closure leaves in the parameters."""
+        if rows is not None or labels is not None:
+            raise ValueError("a plain closure knows only its whole batch: use a noisysam Objective, or m='batch'")
+        with torch.enable_grad():
+            loss = self.closure()
+        if self.first_loss is None:
+            self.first_loss = loss
+        params = self.params if params is None else params
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in params]
+        if self.l2:
+            torch._foreach_add_(grads, [p.detach() for p in params], alpha=self.l2)
+        return grads
+
+    def output(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """A closure shows no logits."""
+        raise ValueError("this optimizer needs the losses of single rows: use a noisysam Objective, not a closure")
+
+    pull = output

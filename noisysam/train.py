@@ -1,0 +1,526 @@
+"""The training loop: ``fit`` takes a configuration to a result, whatever the method and the optimizer."""
+
+import copy
+import hashlib
+import math
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from noisysam import checkpoint, hardware, methods, models, optim
+from noisysam.config import RunConfig
+from noisysam.data import Dataset
+from noisysam.environment import environment
+from noisysam.errors import RunFailed, UserError
+from noisysam.evaluate import Evaluator
+from noisysam.loader import Batch, Loader
+from noisysam.methods import Facts, Stage
+from noisysam.objective import Net, Objective
+from noisysam.problem import Problem, prepare
+from noisysam.records import RECORD_SCHEMA, RunFolder
+from noisysam.streams import stream, stream_seed
+
+EVALUATED_AT_THE_END = 10  # epochs that are evaluated whatever --eval-every says
+Factory = Callable[[int], nn.Module]  # seed -> an initialised network
+
+
+class Watch(Protocol):
+    """Whoever looks on: progress bars, log lines, tests."""
+
+    def step(self, stage: int, epoch: int, number: int, of: int) -> None:
+        """A batch was trained on (``of``: batches of a plain epoch)."""
+
+    def epoch(self, stage: int, number: int, of: int, line: dict[str, Any]) -> None:
+        """An epoch ended."""
+
+
+class Tracker(Protocol):
+    """Sends a run's record somewhere; never raises."""
+
+    def sync(self, final: bool = False) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run; ``record`` holds everything that was written down."""
+
+    key: str
+    folder: Path
+    record: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        """``result.last``, ``.last_ten``, ``.selected``, ``.best`` (oracle): shares of 1."""
+        try:
+            return self.record["results"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def fit(
+    config: RunConfig,
+    *,
+    dataset: Dataset | None = None,
+    network: Factory | None = None,
+    store: Path = Path("runs"),
+    tracker: Callable[[RunFolder], Tracker] | None = None,
+    watch: Watch | None = None,
+) -> Result:
+    """Train one configuration to its end and return its result.
+
+    A finished run is returned as stored; an interrupted one resumes where it stopped, to the same bits. ``dataset``
+    and ``network`` (seed -> module) take the place of the configured ones. Raises ``RunFailed`` where the training
+    diverges; its record stays.
+    """
+    problem = prepare(config, dataset)
+    digests = problem.digests
+    if network is not None:
+        digests["network"] = _network_digest(network(stream_seed(config.seed, 0, 0, "init")))
+    folder = RunFolder(store, config.key(digests))
+    with folder.lock():
+        record = folder.record
+        if record is not None and record["status"] == "finished":
+            if tracker is not None:
+                tracker(folder).sync(final=True)
+            return Result(folder.key, folder.path, record)
+        problem.save_labels(store)
+        return Training(config, problem, digests, folder, network, tracker, watch).fit()
+
+
+def _network_digest(module: nn.Module) -> str:
+    content = hashlib.sha256(repr(module).encode())
+    for name, value in module.state_dict().items():
+        content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
+class Training:
+    """One run while it is trained."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        problem: Problem,
+        digests: dict[str, str],
+        folder: RunFolder,
+        network: Factory | None = None,
+        tracker: Callable[[RunFolder], Tracker] | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self.config, self.problem, self.folder, self.watch = config, problem, folder, watch
+        self.tracker = tracker(folder) if tracker is not None else None
+        noisy = problem.noisy.take(problem.train)
+        steps = config.epochs * max(1, len(noisy.labels) // config.batch)
+        earlier = folder.record or {}
+        self.resolved = earlier.get("resolved") or hardware.resolve(config, steps)
+        self._check_machine()
+        self.device = torch.device(self.resolved["device"])
+        torch.set_flush_denormal(True)
+        if config.deterministic:
+            torch.use_deterministic_algorithms(True)
+
+        self.loader = Loader(
+            problem.dataset,
+            torch.from_numpy(problem.chosen[problem.train]),
+            torch.from_numpy(noisy.labels),
+            rows=config.batch,
+            policy=config.augment,
+            device=self.device,
+            seed=config.seed,
+        )
+        self.given = self.loader.labels
+        self.network = network or self._configured_network
+        options = methods.options(config.method, config.method_option)
+        known = methods.knows(config.method, options)
+        facts = Facts(
+            samples=len(noisy.labels),
+            classes=problem.dataset.classes,
+            epochs=config.epochs,
+            device=self.device,
+            label_smoothing=config.label_smoothing,
+            rate=float(noisy.flip_rate) if "rate" in known else None,
+            matrix=torch.from_numpy(noisy.matrix).float().to(self.device) if "matrix" in known else None,
+        )
+        self.method = methods.compose(config.method)(options, facts)
+        self.optimizer_options = optim.options(config.opt, config.opt_option, config.rho_value, config.sam_m)
+        self.evaluator = Evaluator(problem, self.loader, self.method.outputs, self.resolved["precision"] == "bf16")
+        self.lines: list[dict[str, Any]] = []
+        self.memo: dict[str, Tensor] = {}
+        self.stage = -1
+        self.record = self._new_record(digests, earlier)
+
+    def _check_machine(self) -> None:
+        """A resumed run goes on with what was decided at its start."""
+        wanted = hardware.resolve_device(self.config.device)
+        device = torch.device(self.resolved["device"])
+        if self.config.device != "auto" and device.type != wanted.type:
+            raise UserError(
+                f"run {self.folder.key} began on {device}: resume it there, or delete {self.folder.path} to start over"
+            )
+        hardware.resolve_device(str(device))
+        torch.set_num_threads(self.resolved["threads"])
+
+    def _configured_network(self, seed: int) -> nn.Module:
+        c, images = self.config, self.problem.dataset.train_images
+        return models.build(
+            c.model, self.problem.dataset.classes, images.shape[3], width=c.width, norm=c.norm, seed=seed
+        )
+
+    # a run
+
+    def fit(self) -> Result:
+        """All stages, from the checkpoint on where there is one."""
+        saved = checkpoint.load(self.folder.path, self.device)
+        if saved is not None:
+            self.lines, self.memo = saved["lines"], saved["memo"]
+        self._write("running")
+        try:
+            for number, stage in enumerate(self.method.stages(self)):
+                self.stage = number
+                if saved is not None and number < saved["stage"]:
+                    continue
+                self._begin(stage)
+                first = 0
+                if saved is not None and number == saved["stage"]:
+                    self._load(saved)
+                    first = saved["epoch"] + 1
+                for epoch in range(first, self.settings.epochs):
+                    self._epoch(epoch, stage)
+            self._finish()
+        except KeyboardInterrupt:
+            self._end("interrupted", None)
+            raise
+        except Exception as error:
+            trace = traceback.format_exc()
+            self._end("failed", str(error) if isinstance(error, RunFailed | UserError) else trace)
+            raise
+        return Result(self.folder.key, self.folder.path, self.record)
+
+    def predict(self, which: str = "last") -> Tensor:
+        """For ``Method.stages``: the reported logits of the stage that just ended, remembered for a resume."""
+        name = f"{self.stage}/{which}"
+        if name not in self.memo:
+            modules = self._evaluated()
+            if which == "selected":
+                if self.selected is None:
+                    raise UserError("teacher=selected needs a validation split: give --val-fraction")
+                modules = [copy.deepcopy(m) for m in modules]
+                for module, state in zip(modules, self.selected["networks"], strict=True):
+                    module.load_state_dict(state)
+            self.memo[name] = self.evaluator.reported(modules)
+        return self.memo[name]
+
+    # a stage
+
+    def _begin(self, stage: Stage) -> None:
+        """Networks, optimizers and state at the start of a stage."""
+        self.settings = self.config.model_copy(update=stage.settings)
+        self.loader.labels = self.given if stage.labels is None else stage.labels.to(self.device)
+        if stage.start == "scratch":
+            seeds = [stream_seed(self.config.seed, self.stage, 0, "init", k) for k in range(self.method.networks)]
+            modules = [self.network(s).to(self.device).to(memory_format=torch.channels_last) for s in seeds]
+            compiled = [torch.compile(m) if self.resolved["compile"] else None for m in modules]
+            self.nets = [
+                Net(m, self.resolved["precision"], self.config.bn, f) for m, f in zip(modules, compiled, strict=True)
+            ]
+        self.optimizers = [self._optimizer(net) for net in self.nets]
+        average = get_ema_multi_avg_fn(self.settings.ema) if self.settings.ema else None
+        self.averages = [
+            AveragedModel(net.module, multi_avg_fn=average, use_buffers=True) for net in self.nets if average
+        ]
+        self.method.on_stage(self.loader.labels)
+        self.selected: dict[str, Any] | None = None
+
+    def _optimizer(self, net: Net) -> optim.SharpnessAware:
+        s = self.settings
+        optimizer = optim.OPTIMIZERS[s.opt](
+            net.params,
+            base=s.base_opt,
+            lr=s.lr,
+            momentum=s.momentum,
+            nesterov=s.nesterov,
+            weight_decay=s.weight_decay,
+            l2=s.l2,
+            clip=s.clip,
+            **self.optimizer_options.model_dump(),
+        )
+        optimizer.edit = self.method.edit
+        return optimizer
+
+    def _evaluated(self) -> list[nn.Module]:
+        """The networks that are reported: the averages where averaging is on."""
+        return [a.module for a in self.averages] or [net.module for net in self.nets]
+
+    # an epoch
+
+    def _epoch(self, epoch: int, stage: Stage) -> None:
+        """Train, measure, write down, checkpoint, send: in this order."""
+        clock = Clock(self.device)
+        line: dict[str, Any] = {"stage": self.stage, "epoch": epoch, "time": time.time()}
+        line |= self._train(epoch, stage)
+        line["train_seconds"] = clock.lap()
+        line["images_per_second"] = line.pop("images") / line["train_seconds"]
+        last = self.settings.epochs - 1 - epoch
+        if (epoch + 1) % self.settings.eval_every == 0 or last < EVALUATED_AT_THE_END:
+            line |= self.evaluator.measure(self._evaluated())
+            self._select(epoch, line)
+        line["eval_seconds"] = clock.lap()
+        self.lines.append(line)
+        self.folder.write_epochs(self.lines)
+        checkpoint.save(self.folder.path, self._state(epoch))
+        if self.tracker is not None:
+            self.tracker.sync()
+        line["log_seconds"] = clock.lap()
+        if self.watch is not None:
+            self.watch.epoch(self.stage, epoch, self.settings.epochs, line)
+        if line["skipped_steps"] == line["steps"]:
+            raise RunFailed(f"diverged: no step of epoch {epoch + 1} was finite; lower --lr or --rho, or give --clip")
+
+    def _train(self, epoch: int, stage: Stage) -> dict[str, Any]:
+        """The steps of one epoch. Nothing is read from the device before its end."""
+        seed, method = self.config.seed, self.method
+        method.epoch = epoch
+        method.generator = stream(seed, self.stage, epoch, "method", self.device)
+        method.rng = np.random.default_rng(stream_seed(seed, self.stage, epoch, "method", 1))
+        for k, (net, optimizer) in enumerate(zip(self.nets, self.optimizers, strict=True)):
+            optimizer.generator = stream(seed, self.stage, epoch, "optimizer", self.device, k)
+            net.module.train()
+            net.seed = stream_seed(seed, self.stage, epoch, "method", 2 + k)
+        forwards, backwards = self._counts()
+        method.on_epoch(epoch, self._predict)
+        drawn = self.loader.epoch(self.stage, epoch, stage.subset)
+        sums = torch.zeros(3, device=self.device)  # over finite steps: loss, gradient norm, one
+        batches = steps = images = 0
+        rate = self.settings.lr
+        for batch in method.batches(drawn):
+            rate = learning_rate(self.settings, epoch + min(1.0, batches / len(drawn)), 1 / len(drawn))
+            steps += self._step(batch, rate, sums)
+            batches, images = batches + 1, images + len(batch.index)
+            if self.watch is not None:
+                self.watch.step(self.stage, epoch, batches, len(drawn))
+        loss, norm, finite = sums.tolist()
+        return {
+            "train_loss": loss / finite if finite else None,
+            "learning_rate": rate,
+            "gradient_norm": norm / finite if finite else None,
+            "steps": steps,
+            "skipped_steps": steps - round(finite),
+            "forward_samples": self._counts()[0] - forwards,
+            "gradient_samples": self._counts()[1] - backwards,
+            "images": images,
+        }
+
+    def _step(self, batch: Batch, rate: float, sums: Tensor) -> int:
+        """One batch: plan once, at the unperturbed weights; then each network's optimizer evaluates its objective.
+        Returns the number of optimizer steps."""
+        for net in self.nets:
+            net.statistics.begin()
+            net.seed += 1
+        tasks = self.method.tasks(batch, self._look)
+        planned: list[Tensor | None] = [None] * len(tasks)
+        if self.method.plan is not None:
+            whole = [self.optimizers[t.network].whole(len(t.inputs)) for t in tasks]
+            logits = [self.nets[t.network].logits(t.inputs, grad=w) for t, w in zip(tasks, whole, strict=True)]
+            self.method.plan(tasks, [z.detach() for z in logits])
+            planned = [z if w else None for z, w in zip(logits, whole, strict=True)]
+        for task, first in zip(tasks, planned, strict=True):
+            net, optimizer = self.nets[task.network], self.optimizers[task.network]
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = optimizer.step(Objective(net, task, self.method.loss, first))
+            net.statistics.commit(optimizer.found_inf)
+            if self.averages:
+                self.averages[task.network].update_parameters(net.module)
+            values = torch.stack([loss, optimizer.norm, torch.ones_like(loss)])
+            sums += torch.where(optimizer.found_inf == 0, values, torch.zeros_like(values))
+        if len(tasks) < len(self.nets):  # a network that only looked on keeps its running statistics
+            for k in set(range(len(self.nets))) - {t.network for t in tasks}:
+                self.nets[k].statistics.commit()
+        return len(tasks)
+
+    def _look(self, k: int, inputs: Tensor) -> Tensor:
+        """Logits of network k as it is trained, without gradient."""
+        return self.nets[k].logits(inputs, grad=False)
+
+    def _predict(self, k: int, features: bool = False) -> Tensor:
+        """Plain predictions, or features, of network k for the training set; counted."""
+        self.nets[k].forwards += len(self.loader)
+        module = self._evaluated()[k]
+        result = self.evaluator.of_training(module, features)
+        self.nets[k].module.train()
+        return result
+
+    def _counts(self) -> tuple[int, int]:
+        return sum(n.forwards for n in self.nets), sum(n.backwards for n in self.nets)
+
+    def _select(self, epoch: int, line: dict[str, Any]) -> None:
+        """Keep the networks of the epoch that is best on noisy validation labels; the first of equals."""
+        accuracy = line.get("val_accuracy")
+        if accuracy is None or (self.selected is not None and accuracy <= self.selected["accuracy"]):
+            return
+        states = [{n: v.clone() for n, v in m.state_dict().items()} for m in self._evaluated()]
+        self.selected = {"accuracy": accuracy, "epoch": epoch, "networks": states}
+
+    # state
+
+    def _state(self, epoch: int) -> dict[str, Any]:
+        return {
+            "key": self.folder.key,
+            "stage": self.stage,
+            "epoch": epoch,
+            "lines": self.lines,
+            "memo": self.memo,
+            "networks": [net.module.state_dict() for net in self.nets],
+            "averages": [a.state_dict() for a in self.averages],
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "method": self.method.state_dict(),
+            "selected": self.selected,
+        }
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        for parts, states in (
+            ([net.module for net in self.nets], saved["networks"]),
+            (self.averages, saved["averages"]),
+            (self.optimizers, saved["optimizers"]),
+            ([self.method], [saved["method"]]),
+        ):
+            for part, state in zip(parts, states, strict=True):
+                part.load_state_dict(state)  # type: ignore[attr-defined]
+        self.selected = saved["selected"]
+
+    # the record
+
+    def _new_record(self, digests: dict[str, str], earlier: dict[str, Any]) -> dict[str, Any]:
+        c, noisy = self.config, self.problem.noisy
+        module = self.network(0)
+        return {
+            "schema": RECORD_SCHEMA,
+            "key": self.folder.key,
+            "status": "running",
+            "name": run_name(c),
+            "config": c.model_dump(mode="json"),
+            "optimizer_options": self.optimizer_options.model_dump(),
+            "method_options": self.method.options.model_dump(),
+            "resolved": self.resolved,
+            "oracle": c.oracle(),
+            "digests": digests,
+            "revisions": c.revisions(),
+            "noise": noisy.card(),
+            "data": {
+                "name": self.problem.dataset.name,
+                "train": len(self.problem.train),
+                "val": len(self.problem.val),
+                "test": len(self.problem.dataset.test_labels),
+            },
+            "model": {"name": c.model, "parameters": sum(p.numel() for p in module.parameters())},
+            "environment": environment(),
+            "started": earlier.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+            "ended": None,
+            "results": {},
+            "cost": {},
+            "error": None,
+        }
+
+    def _write(self, status: str) -> None:
+        self.record["status"] = status
+        self.folder.write(self.record)
+
+    def _finish(self) -> None:
+        """Results, weights, record; then the checkpoints go."""
+        self.record["results"] = results(self.lines, self.stage)
+        self.record["cost"] = cost(self.lines)
+        weights = {
+            f"{k}.{n}": v.contiguous() for k, m in enumerate(self._evaluated()) for n, v in m.state_dict().items()
+        }
+        save_file(weights, self.folder.path / "weights.safetensors", {"key": self.folder.key})
+        self._end("finished", None)
+        checkpoint.remove(self.folder.path)
+
+    def _end(self, status: str, error: str | None) -> None:
+        self.record |= {"ended": datetime.now(UTC).isoformat(timespec="seconds"), "error": error}
+        if not self.record["cost"] and self.lines:
+            self.record["cost"] = cost(self.lines)
+        self._write(status)
+        if self.tracker is not None:
+            self.tracker.sync(final=True)
+
+
+class Clock:
+    """Seconds between laps, with the device's work done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.last = device, time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        last, self.last = self.last, time.perf_counter()
+        return self.last - last
+
+
+def learning_rate(config: RunConfig, progress: float, step: float) -> float:
+    """The rate at ``progress`` epochs; ``step`` is the length of a step in epochs.
+
+    Linear warm-up, then a half cosine to 0, or x 0.1 at 50 % and 75 %, or constant.
+    """
+    if progress < config.warmup:
+        return config.lr * min(1.0, (progress + step) / config.warmup)
+    done = (progress - config.warmup) / max(config.epochs - config.warmup, step)
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    if config.schedule == "step":
+        return config.lr * 0.1 ** ((done >= 0.5) + (done >= 0.75))
+    return config.lr
+
+
+def run_name(config: RunConfig) -> str:
+    """A run in a few words."""
+    rate = f" {config.noise:g}" if config.noise else ""
+    return f"{config.dataset} {config.noise_type}{rate} {config.model} {config.method} {config.opt} seed {config.seed}"
+
+
+def results(lines: list[dict[str, Any]], stage: int) -> dict[str, Any]:
+    """Figures of the final stage: last, mean of the last ten, selected on noisy validation, best on test (oracle)."""
+    measured = [line for line in lines if line["stage"] == stage and line.get("test_accuracy") is not None]
+    last = measured[-1]
+    best = max(measured, key=lambda line: line["test_accuracy"])
+    found: dict[str, Any] = {
+        "last": last["test_accuracy"],
+        "last_ten": float(np.mean([line["test_accuracy"] for line in measured[-EVALUATED_AT_THE_END:]])),
+        "best": best["test_accuracy"],
+        "best_epoch": best["epoch"],
+    }
+    if last.get("val_accuracy") is not None:
+        selected = max(measured, key=lambda line: line["val_accuracy"])
+        found |= {"selected": selected["test_accuracy"], "selected_epoch": selected["epoch"]}
+    names = {"test_nll": "nll", "test_ece": "ece"}
+    skip = {"test_accuracy", "val_accuracy"}
+    found |= {names.get(n, n): last[n] for n in last if n in Evaluator.MEASURES and n not in skip}
+    return found
+
+
+def cost(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the run took, over all stages; ``gradient_evaluations`` are those per image that was drawn."""
+    total = {
+        name: sum(line.get(name) or 0 for line in lines)
+        for name in ("steps", "skipped_steps", "forward_samples", "gradient_samples")
+    }
+    seconds = {n: sum(line.get(n) or 0.0 for line in lines) for n in ("train_seconds", "eval_seconds", "log_seconds")}
+    images = sum(line["images_per_second"] * line["train_seconds"] for line in lines)
+    return {
+        **total,
+        **seconds,
+        "images_per_second": images / seconds["train_seconds"],
+        "gradient_evaluations": total["gradient_samples"] / images,
+        "forward_evaluations": total["forward_samples"] / images,
+    }

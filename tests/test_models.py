@@ -1,0 +1,292 @@
+"""Models: parameter counts from the papers, shapes, shortcuts by hand, initialisation, and that every norm trains."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from noisysam.errors import UserError
+from noisysam.models import MODELS, NORMS, BasicBlock, PadShortcut, PreActBlock, build
+from noisysam.registry import summary
+
+PINNED = {
+    "resnet8": 75_290,
+    "resnet14": 172_506,
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "resnet110": 1_727_962,
+    "resnet32-wide": 29_442_378,
+    "preact-resnet18": 11_172_170,
+    "resnet18": 11_173_962,
+    "resnet34": 21_282_122,
+    "wrn-28-10": 36_479_194,
+}
+# Millions of parameters as the papers print them (arXiv 1512.03385 table 6, arXiv 1605.07146 table 4).
+PUBLISHED = {
+    "resnet20": 0.27,
+    "resnet32": 0.46,
+    "resnet44": 0.66,
+    "resnet56": 0.85,
+    "resnet110": 1.7,
+    "wrn-28-10": 36.5,
+}
+SMALL = {name: 0.0625 if count > 5e6 else 0.5 for name, count in PINNED.items()}  # widths that keep the tests fast
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def stage(inputs: int, outputs: int, blocks: int) -> int:
+    """Weights of the 3x3 convolutions of a stage of two-convolution blocks."""
+    return 9 * inputs * outputs + 9 * outputs * outputs * (2 * blocks - 1)
+
+
+def test_every_model_is_pinned_and_says_where_it_comes_from() -> None:
+    assert list(MODELS) == list(PINNED)
+    for _, architecture in MODELS.items():
+        assert architecture.source
+        assert architecture.revision >= 1
+        assert summary(architecture).endswith(".")
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_parameter_count(name: str) -> None:
+    with torch.device("meta"):
+        network = MODELS[name](10, 3, lambda width: width, "batch")
+    assert parameters(network) == PINNED[name]
+    if name in PUBLISHED:
+        assert PINNED[name] / 1e6 == pytest.approx(PUBLISHED[name], abs=0.05 if PUBLISHED[name] > 1 else 0.005)
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20, 32, 44, 56, 110])
+def test_he_family_by_formula(depth: int) -> None:
+    n = (depth - 2) // 6
+    convolutions = 27 * 16 + stage(16, 16, n) + stage(16, 32, n) + stage(32, 64, n)
+    norms = 2 * (16 + 2 * n * (16 + 32 + 64))
+    assert PINNED[f"resnet{depth}"] == convolutions + norms + 64 * 10 + 10
+
+
+def test_larger_models_by_formula() -> None:
+    body = stage(64, 64, 2) + stage(64, 128, 2) + stage(128, 256, 2) + stage(256, 512, 2)
+    projections = 64 * 128 + 128 * 256 + 256 * 512
+    norms = 2 * (64 + 4 * (64 + 128 + 256 + 512) + 128 + 256 + 512)
+    assert PINNED["resnet18"] == 27 * 64 + body + projections + norms + 5130
+    opening = 2 * (64 + 64 + 64 + 128 + 128 + 256 + 256 + 512)  # the norm before each block; the next line: inside
+    inside = 2 * 2 * (64 + 128 + 256 + 512)
+    assert PINNED["preact-resnet18"] == 27 * 64 + body + projections + opening + inside + 2 * 512 + 5130
+
+    body = stage(64, 128, 5) + stage(128, 256, 5) + stage(256, 512, 5)
+    opening = 2 * (64 + 4 * 128 + 128 + 4 * 256 + 256 + 4 * 512)
+    assert PINNED["resnet32-wide"] == 27 * 64 + body + opening + 2 * 5 * (128 + 256 + 512) + 2 * 512 + 5130
+
+    body = stage(16, 160, 4) + stage(160, 320, 4) + stage(320, 640, 4)
+    projections = 16 * 160 + 160 * 320 + 320 * 640
+    opening = 2 * (16 + 3 * 160 + 160 + 3 * 320 + 320 + 3 * 640)
+    inside = 2 * 4 * (160 + 320 + 640)
+    assert PINNED["wrn-28-10"] == 27 * 16 + body + projections + opening + inside + 2 * 640 + 6410
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", PINNED)
+def test_shapes_blocks_and_features(name: str, norm: str) -> None:
+    network = build(name, 7, 1, width=SMALL[name], norm=norm).eval()
+    x = torch.rand(3, 1, 8, 8)
+    features = network.features(x)
+    assert features.shape == (3, network.head.in_features)
+    assert network(x).shape == (3, 7)
+    assert torch.equal(network(x), network.head(features))
+    names = [block for block, _ in network.named_blocks()]
+    assert names == ["stem", *(f"stage{i + 1}" for i in range(len(MODELS[name].widths))), "head"]
+    held = [id(parameter) for _, block in network.named_blocks() for parameter in block.parameters()]
+    assert sorted(held) == sorted(map(id, network.parameters()))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet32-wide", "preact-resnet18", "wrn-28-10"])
+def test_cifar_inputs_resolution_and_memory_format(name: str) -> None:
+    network = build(name, 10, width=SMALL[name]).eval()
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    stages = len(MODELS[name].widths)
+    assert network.blocks(torch.rand(2, 3, 32, 32)).shape[2:] == (32 >> (stages - 1),) * 2
+    weight = network.blocks.get_submodule("stage2.0.conv1").weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_odd_sizes_work_with_parameter_free_shortcuts() -> None:
+    for name in ("resnet8", "resnet32-wide"):
+        assert build(name, 10, width=SMALL[name]).eval()(torch.rand(2, 3, 30, 30)).shape == (2, 10)
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = build("resnet8", 10, seed=5).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    second = build("resnet8", 10, seed=5).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    other = build("resnet8", 10, seed=6).state_dict()
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+    assert not torch.equal(first["blocks.stem.0.weight"], other["blocks.stem.0.weight"])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wrn-28-10"])
+def test_convolutions_are_kaiming_normal_by_fan_out(name: str) -> None:
+    network = build(name, 10, width=0.25)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 5000:
+            expected = math.sqrt(2 / (module.out_channels * module.kernel_size[0] ** 2))
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.05)
+            assert module.bias is None
+
+
+def test_option_a_shortcut_by_hand() -> None:
+    x = torch.arange(32.0).reshape(1, 2, 4, 4)
+    out = PadShortcut(2, 5, 2, pool=False)(x)
+    assert out.shape == (1, 5, 2, 2)
+    assert out[0, 1].tolist() == [[0, 2], [8, 10]]
+    assert out[0, 2].tolist() == [[16, 18], [24, 26]]
+    assert out[0, [0, 3, 4]].abs().sum() == 0
+
+
+def test_pooled_shortcut_by_hand() -> None:
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    out = PadShortcut(1, 3, 2, pool=True)(x)
+    assert out[0, 1].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    assert out[0, [0, 2]].abs().sum() == 0
+
+
+def test_without_norms_a_network_starts_as_its_shortcuts() -> None:
+    x = torch.randn(4, 3, 32, 32)
+    network = build("resnet20", 10, norm="none")
+    stem = F.conv2d(x, network.blocks.get_submodule("stem.0").weight, padding=1).relu()
+    expected = torch.zeros(4, 64)
+    expected[:, 24:40] = stem[:, :, ::4, ::4].mean((2, 3))
+    torch.testing.assert_close(network.features(x), expected)
+
+    network = build("resnet32-wide", 10, width=0.125, norm="none")
+    stem = F.leaky_relu(F.conv2d(x, network.blocks.get_submodule("stem.0").weight, padding=1), 0.1)
+    expected = torch.zeros(4, 64)
+    expected[:, 28:36] = F.leaky_relu(F.avg_pool2d(stem, 4), 0.1).mean((2, 3))
+    torch.testing.assert_close(network.features(x), expected)
+
+
+def test_without_norms_convolutions_have_biases_and_scaled_branches() -> None:
+    network = build("resnet20", 10, norm="none")
+    blocks = [module for module in network.modules() if isinstance(module, BasicBlock)]
+    assert len(blocks) == 9
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.bias is not None
+            assert module.bias.abs().sum() == 0
+    for block in blocks:
+        expected = math.sqrt(2 / (9 * block.conv1.out_channels)) / 3  # 9 blocks: scaled by 9 ** -0.5
+        assert block.conv1.weight.std().item() == pytest.approx(expected, rel=0.1)
+        assert block.conv2.weight.abs().sum() == 0
+
+
+def test_projection_reads_the_activated_input_and_identity_the_raw_one() -> None:
+    network = build("preact-resnet18", 10, width=0.125, norm="none")
+    x = torch.randn(2, 8, 8, 8)
+    plain, projecting = network.blocks.get_submodule("stage1.0"), network.blocks.get_submodule("stage2.0")
+    assert isinstance(plain, PreActBlock)
+    assert isinstance(projecting, PreActBlock)
+    torch.testing.assert_close(plain(x), x)
+    torch.testing.assert_close(projecting(x), F.conv2d(x.relu(), projecting.shortcut.weight, stride=2))
+
+
+def test_mentormix_stem_activates_then_normalises() -> None:
+    network = build("resnet32-wide", 10, width=0.125)
+    stem = network.blocks.get_submodule("stem")
+    assert [type(layer) for layer in stem.children()] == [nn.Conv2d, nn.LeakyReLU, nn.BatchNorm2d]
+    assert isinstance(network.blocks.get_submodule("stage1.0.open"), nn.Identity)
+    assert {m.eps for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
+    assert {m.negative_slope for m in network.modules() if isinstance(m, nn.LeakyReLU)} == {0.1}
+    assert not any(isinstance(m, nn.ReLU) for m in network.modules())
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+@pytest.mark.parametrize("name", ["resnet8", "preact-resnet18", "resnet18"])
+def test_rows_are_independent_without_batch_norm(name: str, norm: str) -> None:
+    network = build(name, 10, width=0.25, norm=norm).train()
+    with torch.no_grad():
+        for parameter in network.parameters():  # away from the zeros of the initialisation
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    changed = x.clone()
+    changed[1:] = 3 * changed[1:] + 1
+    assert torch.allclose(network(x)[0], network(changed)[0], atol=1e-5)
+    assert not torch.allclose(network(x)[1], network(changed)[1], atol=1e-2)
+
+
+def test_width_multiplies_and_group_norm_keeps_whole_groups() -> None:
+    assert build("resnet8", 10, width=0.5).head.in_features == 32
+    assert build("resnet8", 10, width=1.3).head.in_features == 83
+    assert build("resnet8", 10, width=0.001).head.in_features == 1
+    assert build("resnet8", 10, width=1.3, norm="group").head.in_features == 80
+    assert build("resnet8", 10, width=0.001, norm="group").head.in_features == 16
+    groups = [m for m in build("resnet8", 10, norm="group").modules() if isinstance(m, nn.GroupNorm)]
+    assert {m.num_channels // m.num_groups for m in groups} == {2, 4, 8}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet33"}, "did you mean"),
+        ({"name": "resnet8", "norm": "layer"}, "batch, group, none"),
+        ({"name": "resnet8", "width": 0.0}, "positive"),
+        ({"name": "resnet8", "width": -1.0}, "positive"),
+        ({"name": "resnet8", "width": math.nan}, "positive"),
+        ({"name": "resnet8", "width": math.inf}, "positive"),
+    ],
+)
+def test_bad_arguments_are_told_in_one_line(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build(classes=10, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "norm"),
+    [
+        ("resnet8", 0.5, "batch"),
+        ("resnet8", 0.5, "group"),
+        ("resnet8", 0.5, "none"),
+        ("resnet44", 0.5, "none"),
+        ("resnet32-wide", 0.125, "none"),
+        ("preact-resnet18", 0.125, "group"),
+    ],
+)
+def test_a_few_steps_reduce_the_loss(name: str, width: float, norm: str) -> None:
+    rows, columns = torch.arange(8.0)[:, None].expand(8, 8), torch.arange(8.0).expand(8, 8)
+    stripes = torch.stack([t % 2 * 2 - 1 for t in (rows, columns, rows + columns, rows // 2)])[:, None]
+    labels = torch.arange(32) % 4
+    x = stripes[labels] + 0.3 * torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = build(name, 4, 1, width=width, norm=norm).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(x), labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] < 3
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet32-wide"])
+def test_bf16_autocast_and_whole_graph_compilation(name: str) -> None:
+    network = build(name, 10, width=SMALL[name]).eval()
+    x = torch.rand(2, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network(x)
+    assert low.dtype == torch.bfloat16
+    assert torch.allclose(low.float(), network(x), atol=0.1)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(x), network(x), atol=1e-5)
