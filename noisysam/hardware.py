@@ -1,7 +1,10 @@
 """What ``auto`` becomes on this machine: decided once, from the configuration and the machine, never from a timing."""
 
+import math
 import os
 import platform
+import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +15,17 @@ from noisysam.config import RunConfig
 from noisysam.errors import UserError
 
 SMALLEST_BF16_RADIUS = 0.05  # below, bfloat16 distorts the difference that SAM lives by (cosine to float32 under 0.9)
-COMPILE_PAYS_FROM = 20_000  # steps on CUDA, where compiling takes about a minute
+COMPILE_PAYS_FROM = {"cuda": 2_000_000, "cpu": 50_000}  # images; below, compiling takes longer than it saves
 
 
-def resolve(config: RunConfig, steps: int) -> dict[str, Any]:
-    """Device, precision, compilation and threads for a run of ``steps`` steps."""
+def resolve(config: RunConfig, images: int) -> dict[str, Any]:
+    """Device, precision, compilation and threads for a run that draws ``images`` images a stage."""
     device = resolve_device(config.device)
     return {
         "device": str(device),
         "device_name": device_name(device),
         "precision": resolve_precision(config, device),
-        "compile": config.compile == "on"
-        or (config.compile == "auto" and device.type == "cuda" and steps >= COMPILE_PAYS_FROM),
+        "compile": resolve_compile(config, device, images),
         "threads": torch.get_num_threads(),
     }
 
@@ -60,6 +62,24 @@ def resolve_precision(config: RunConfig, device: torch.device) -> str:
     options = optim.options(config.opt, config.opt_option, config.rho_value, config.sam_m)
     small = 0 < getattr(options, "rho", 1.0) < SMALLEST_BF16_RADIUS
     return "bf16" if native_bf16(device) and not small and "fp32" not in member.needs else "fp32"
+
+
+def resolve_compile(config: RunConfig, device: torch.device, images: int) -> bool:
+    """Whether the network is compiled: by wish, or where the run is long enough and a compiler is at hand."""
+    if config.compile != "auto":
+        return config.compile == "on"
+    return images >= COMPILE_PAYS_FROM.get(device.type, math.inf) and compiler_works(device)
+
+
+@cache
+def compiler_works(device: torch.device) -> bool:
+    """Whether ``torch.compile`` can build a kernel on this machine."""
+    if device.type == "cpu" and shutil.which("g++") is None:
+        return False
+    try:
+        return bool(torch.compile(lambda x: (x + 1).relu())(torch.ones(8, device=device)).sum() == 16)
+    except Exception:  # whatever is missing, the answer is no
+        return False
 
 
 def device_name(device: torch.device) -> str:

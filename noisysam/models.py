@@ -39,8 +39,9 @@ class Layers:
         return nn.GroupNorm(GROUPS, channels, self.eps) if self.norm == "group" else nn.Identity()
 
     def activate(self) -> nn.Module:
-        """The activation; never in place, because a pre-activation block still needs its input for the shortcut."""
-        return nn.LeakyReLU(self.slope) if self.slope else nn.ReLU()
+        """The activation: in place on what a norm gave; without norms its input may be a shortcut's too."""
+        inplace = self.norm != "none"
+        return nn.LeakyReLU(self.slope, inplace) if self.slope else nn.ReLU(inplace)
 
 
 class PadShortcut(nn.Module):

@@ -119,9 +119,9 @@ class Training:
         self.config, self.problem, self.folder, self.watch = config, problem, folder, watch
         self.tracker = tracker(folder) if tracker is not None else None
         noisy = problem.noisy.take(problem.train)
-        steps = config.epochs * max(1, len(noisy.labels) // config.batch)
+        images = config.epochs * len(noisy.labels)
         earlier = folder.record or {}
-        self.resolved = earlier.get("resolved") or hardware.resolve(config, steps)
+        self.resolved = earlier.get("resolved") or hardware.resolve(config, images)
         self._check_machine()
         self.device = torch.device(self.resolved["device"])
         torch.set_flush_denormal(True)
@@ -228,7 +228,7 @@ class Training:
         if stage.start == "scratch":
             seeds = [stream_seed(self.config.seed, self.stage, 0, "init", k) for k in range(self.method.networks)]
             modules = [self.network(s).to(self.device).to(memory_format=torch.channels_last) for s in seeds]
-            compiled = [torch.compile(m) if self.resolved["compile"] else None for m in modules]
+            compiled = [torch.compile(m, dynamic=False) if self.resolved["compile"] else None for m in modules]
             self.nets = [
                 Net(m, self.resolved["precision"], self.config.bn, f) for m, f in zip(modules, compiled, strict=True)
             ]

@@ -1,0 +1,101 @@
+"""What a person sees of a training: a forecast after the first steps, then a bar on a terminal, plain lines elsewhere.
+
+All of it goes to stderr.
+"""
+
+import sys
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from noisysam.config import RunConfig
+
+TIMED_STEPS = (3, 13)  # between these, a step is timed for the forecast
+QUIET_SECONDS = 10.0  # between two plain lines
+SHORT_RUN = 180.0  # seconds of the variant that is offered on a CPU
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    click.echo(text, err=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 in percent; '-' where there is none."""
+    return "-" if share is None or share != share else f"{100 * share:.2f}"
+
+
+class Display:
+    """Shows one run. A ``train.Watch``."""
+
+    def __init__(self, config: RunConfig, cpu: bool, short_command: str | None = None) -> None:
+        """``short_command``: what to type for a run like this one, up to its subset and epochs; offered on a CPU."""
+        self.config, self.cpu, self.short_command = config, cpu, short_command
+        self.started = 0.0
+        self.told = 0.0
+        self.forecast_done = False
+        self.bar: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"))
+            times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+            self.bar = Progress(*columns, *times, console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self.tasks: dict[int, Any] = {}
+
+    def step(self, stage: int, epoch: int, number: int, of: int) -> None:
+        if self.forecast_done:
+            return
+        first, last = TIMED_STEPS if of >= TIMED_STEPS[1] else (1, max(2, of))
+        if number == first:
+            self.started = time.perf_counter()
+        elif number == last:
+            self.forecast_done = True
+            per_step = (time.perf_counter() - self.started) / (last - first)
+            self._forecast(per_step, of)
+
+    def _forecast(self, per_step: float, of: int) -> None:
+        c = self.config
+        total = per_step * of * c.epochs
+        rate = c.batch / per_step
+        note(
+            f"{rate:.0f} images/s here: about {duration(total)} of training a stage ({c.epochs} epochs), and evaluation"
+        )
+        if self.cpu and self.short_command and total > 2 * SHORT_RUN:
+            epochs = 10
+            # a forward costs about a third of a step; 10,000 test images are looked at ten times
+            budget = SHORT_RUN * rate - epochs * 10_000 / 3
+            images = int(budget / epochs / 100) * 100
+            if images >= 500:
+                note(f"three minutes instead: {self.short_command} --train-subset {images} --epochs {epochs}")
+            else:
+                short = f"{self.short_command} --model resnet8 --train-subset 2000 --epochs {epochs}"
+                note(f"a few minutes instead: {short} --eval-every {epochs}")
+
+    def epoch(self, stage: int, number: int, of: int, line: dict[str, Any]) -> None:
+        figures = f"loss {line['train_loss'] if line['train_loss'] is not None else float('nan'):.3f}"
+        if line.get("test_accuracy") is not None:
+            figures += f", test {percent(line['test_accuracy'])} %, wrong labels learnt {percent(line['memorised'])} %"
+        if self.bar is not None:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bar.add_task(f"stage {stage + 1}", total=of, figures="")
+            self.bar.update(self.tasks[stage], completed=number + 1, figures=figures)
+        elif number + 1 == of or time.perf_counter() - self.told > QUIET_SECONDS:
+            self.told = time.perf_counter()
+            note(f"stage {stage + 1} epoch {number + 1}/{of}: {figures} ({line['images_per_second']:.0f} images/s)")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,349 @@
+"""Runs in MLflow: what a run's folder holds, sent to a tracking store. The one module that imports mlflow.
+
+The folder is the truth and the store a copy of it. Each sending first asks the store what it has, so a sending that
+was cut off, at whatever point, is completed and nothing is stored twice.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+# Read by mlflow when it is imported. A server that is away costs a few seconds once, not minutes in every epoch.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from noisysam.errors import RunFailed, UserError
+from noisysam.records import RunFolder, read_json, write_json
+
+EXPERIMENT = "noisysam"
+STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # anything else at the end of a run: KILLED
+
+# Limits of MLflow: of one batch, of a parameter's value and of a data set's digest.
+METRICS, PARAMS, VALUE, DIGEST = 1000, 100, 6000, 36
+
+SEQUENCE = "stage"  # a column of epochs.csv that every line has: its history says which epochs the store holds
+UNSENT = {"epoch", "time", "log_seconds"}  # step, timestamp, and what is known only after the sending
+
+Warn = Callable[[str], None]
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+def default_uri(given: str | None = None) -> str:
+    """The store's address: ``given``, else MLFLOW_TRACKING_URI, else mlflow.db in the working directory. SQLite files
+    get absolute paths, so that workers with another working directory find them."""
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    path = sqlite_path(uri)
+    return uri if path is None else f"sqlite:///{path}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite store; None for other stores."""
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def open_store(uri: str, experiment: str) -> str:
+    """The id of ``experiment``, created where it is new, in a store that is created and migrated where it is not.
+
+    The parent of a sweep calls this before its workers start: several processes must not migrate one database at the
+    same time. An SQLite store keeps its artifacts in ``mlartifacts`` beside it. Raises ``UserError`` where the
+    experiment was deleted and ``RunFailed`` where the store cannot be used.
+    """
+    path = sqlite_path(uri)
+    try:
+        with _locked(path):
+            client = MlflowClient(tracking_uri=uri)
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                place = None if path is None else (path.parent / "mlartifacts" / quote(experiment, " ")).as_uri()
+                try:
+                    return str(client.create_experiment(experiment, artifact_location=place))
+                except MlflowException:  # another machine may have created it in the meantime
+                    found = client.get_experiment_by_name(experiment)
+                    if found is None:
+                        raise
+    except Exception as error:  # sqlalchemy, requests and mlflow each raise their own
+        raise RunFailed(f"MLflow store {_shown(uri)} cannot be used: {_one_line(error)}") from error
+    if found.lifecycle_stage != "active":
+        raise UserError(f"MLflow experiment {experiment!r} was deleted: restore it, or give --experiment another name")
+    return str(found.experiment_id)
+
+
+@contextlib.contextmanager
+def _locked(path: Path | None) -> Iterator[None]:
+    """Hold the lock beside an SQLite file; does nothing for other stores."""
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class Tracker:
+    """Sends the record of one run to a store, as far as it is not there yet.
+
+    A store that fails never stops a run: ``warn`` gets one line, and nothing more is tried until the end of the run.
+    ``parent_run_id`` is the MLflow run under which this one is shown.
+    """
+
+    def __init__(
+        self, folder: RunFolder, uri: str, experiment: str, parent_run_id: str | None = None, warn: Warn = _warn
+    ) -> None:
+        self.folder, self.uri, self.experiment = folder, uri, experiment
+        self.parent_run_id, self.warn = parent_run_id, warn
+        self._client: MlflowClient | None = None  # None until the run is found or created
+        self._run_id = ""
+        self._steps: set[int] = set()  # the epochs that the store holds
+        self._away = False
+
+    def sync(self, final: bool = False) -> bool:
+        """Send what is new; ``final``: the results, the artifacts and the status too. False where that failed."""
+        if self._away and not final:
+            return False
+        try:
+            self._send(final)
+        except Exception as error:  # whatever happens here must not end a training
+            if not self._away:
+                later = "the record is on disk, `noisysam track --sync` sends it later"
+                self.warn(f"tracking of run {self.folder.key} stopped ({_one_line(error)}): {later}")
+            self._away = True
+            return False
+        self._away = False
+        return True
+
+    @property
+    def done(self) -> bool:
+        """Whether all that the folder holds now was sent to this store and experiment."""
+        return self._state(self.folder.record or {}, len(self.folder.epochs)).items() <= _sent(self.folder).items()
+
+    def _state(self, record: Mapping[str, Any], epochs: int, done: bool = True) -> dict[str, Any]:
+        """What tracking.json says once this much was sent (beside the run's id)."""
+        facts = {"status": record.get("status"), "ended": record.get("ended"), "epochs_sent": epochs}
+        return {"uri": _shown(self.uri), "experiment": self.experiment, **facts, "done": done}
+
+    def _send(self, final: bool) -> bool:
+        """Send; False where there was nothing to send."""
+        record, lines = self.folder.record, self.folder.epochs
+        if record is None:
+            return False
+        if self._client is None:
+            experiment_id = open_store(self.uri, self.experiment)  # first: a client migrates too, without the lock
+            client = MlflowClient(tracking_uri=self.uri)
+            if final and self.done and _exists(client, _sent(self.folder)["run_id"]):
+                return False
+            self._run_id, self._steps = self._attach(client, experiment_id, record)
+            self._client = client
+        new = [step for step in range(len(lines)) if step not in self._steps]
+        batch = METRICS // max(1, *map(len, lines)) if lines else 1  # whole epochs: a batch is stored or it is not
+        for start in range(0, len(new), batch):
+            steps = new[start : start + batch]
+            metrics = [metric for step in steps for metric in _epoch_metrics(lines[step], step)]
+            self._client.log_batch(self._run_id, metrics=metrics)
+            self._steps.update(steps)
+        if final:
+            self._finish(self._client, record)
+        state = {**self._state(record, len(lines), done=final), "run_id": self._run_id}
+        write_json(self.folder.path / "tracking.json", state)
+        return True
+
+    def _attach(self, client: MlflowClient, experiment_id: str, record: Mapping[str, Any]) -> tuple[str, set[int]]:
+        """The run of this key, created where there is none, with what is known at its start; the steps it has."""
+        tags = {name: value for name, value in self._tags(record).items() if value is not None}
+        found = client.search_runs([experiment_id], f"tags.`noisysam.key` = '{self.folder.key}'", max_results=1)
+        run = found[0] if found else client.create_run(experiment_id, _milliseconds(record["started"]), tags=tags)
+        run_id = str(run.info.run_id)
+        params = [Param(k, v) for k, v in _parameters(record).items() if k not in run.data.params]
+        for start in range(0, len(params), PARAMS):
+            client.log_batch(run_id, params=params[start : start + PARAMS])
+        if not run.inputs or not run.inputs.dataset_inputs:
+            client.log_inputs(run_id, datasets=[self._dataset(record)])
+        if not found:
+            return run_id, set()
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        client.update_run(run_id, status="RUNNING")
+        return run_id, {metric.step for metric in client.get_metric_history(run_id, SEQUENCE)}
+
+    def _tags(self, record: Mapping[str, Any]) -> dict[str, str | None]:
+        rows = {}  # the run's row in each study of the store that has it
+        for path in sorted((self.folder.store / "studies").glob("*.json")):
+            for cell in read_json(path)["cells"]:
+                if cell["key"] == self.folder.key:
+                    rows[path.stem] = str(cell["row"])
+        return {
+            "mlflow.runName": record["name"],
+            "mlflow.parentRunId": self.parent_run_id,
+            "noisysam.key": self.folder.key,
+            "noisysam.oracle": "oracle: " + "; ".join(record["oracle"]) if record["oracle"] else "blind",
+            "noisysam.commit": record["environment"]["commit"],
+            "noisysam.noise_digest": record["noise"]["digest"],
+            "noisysam.device": record["resolved"]["device_name"],
+            "noisysam.study": ", ".join(rows) or None,
+            "noisysam.row": ", ".join(dict.fromkeys(rows.values())) or None,
+            "noisysam.seed": str(record["config"]["seed"]),
+        }
+
+    def _dataset(self, record: Mapping[str, Any]) -> DatasetInput:
+        """The data set with these labels: its facts and the place of the label file, not its content."""
+        noise = record["noise"]
+        labels = self.folder.store / "labels" / f"{noise['digest'][:16]}.npz"
+        dataset = Dataset(
+            name=record["config"]["dataset"],
+            digest=noise["digest"][:DIGEST],
+            source_type="local",
+            source=json.dumps({"uri": str(labels.absolute())}),
+            profile=json.dumps({name: noise[name] for name in ("type", "rate", "flip_rate")}),
+        )
+        return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
+
+    def _finish(self, client: MlflowClient, record: Mapping[str, Any]) -> None:
+        ended = _milliseconds(record["ended"]) if record["ended"] else None  # none: it was killed
+        if record["status"] == "finished":
+            values = {**record["results"], **record["cost"]}
+            metrics = [Metric(f"final_{k}", _finite(v), ended, 0) for k, v in values.items() if v is not None]
+            client.log_batch(self._run_id, metrics=metrics)
+        for name in ("record.json", "epochs.csv", "weights.safetensors"):
+            if (self.folder.path / name).exists():
+                client.log_artifact(self._run_id, str(self.folder.path / name))
+        client.log_dict(self._run_id, record["noise"], "noise.json")
+        client.set_terminated(self._run_id, STATUS.get(record["status"], "KILLED"), ended)
+
+
+def sync_store(store: Path, uri: str, experiment: str | None = None, warn: Warn = _warn) -> tuple[int, int]:
+    """Send every record of ``store`` that is not yet in the MLflow store; the numbers (sent, failed).
+
+    A record goes to the experiment that it went to before, or that it names, else to ``experiment``. Runs that are
+    being trained are left to their own tracker.
+    """
+    sent = failed = 0
+    reached: dict[str, bool] = {}
+    for path in sorted(store.glob("*/record.json")):
+        folder = RunFolder(store, path.parent.name)
+        try:
+            state, record = _sent(folder), folder.record or {}
+            name = state.get("experiment") or record.get("experiment") or experiment or EXPERIMENT
+            tracker = Tracker(folder, uri, name)
+            if name not in reached:
+                reached[name] = _reach(uri, name, warn)
+            if not reached[name]:
+                failed += not tracker.done
+            else:
+                with contextlib.ExitStack() as held:
+                    sent += _hold(folder, held) and tracker._send(final=True)
+        except Exception as error:  # one bad record does not keep the others back
+            warn(f"run {folder.key} was not sent: {_one_line(error)}")
+            failed += 1
+            reached.clear()  # it may be the store: look again before the next one
+    return sent, failed
+
+
+def _hold(folder: RunFolder, held: contextlib.ExitStack) -> bool:
+    """Take the run's lock into ``held``; False where a process trains the run."""
+    try:
+        held.enter_context(folder.lock())
+    except UserError:
+        return False
+    return True
+
+
+def _reach(uri: str, experiment: str, warn: Warn) -> bool:
+    try:
+        open_store(uri, experiment)
+    except (RunFailed, UserError) as error:
+        warn(str(error))
+        return False
+    return True
+
+
+def ui(uri: str, port: int = 5000, host: str = "127.0.0.1") -> int:
+    """Serve MLflow's web pages for an SQLite or other database store until interrupted; the server's exit code."""
+    if uri.startswith("http"):
+        raise UserError(f"{_shown(uri)} is a server already: open it in a browser")
+    path = sqlite_path(uri)
+    if path is not None and not path.exists():
+        raise UserError(f"no MLflow store at {path}: run something with tracking first, or name another store")
+    where = ["--host", host, "--port", str(port), "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", *where]
+    if path is not None:
+        command += ["--artifacts-destination", (path.parent / "mlartifacts").as_uri()]
+    with subprocess.Popen(command) as server:
+        while True:
+            try:
+                return server.wait()
+            except KeyboardInterrupt:
+                server.terminate()
+
+
+def _sent(folder: RunFolder) -> dict[str, Any]:
+    path = folder.path / "tracking.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _exists(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store knows the run. One that was deleted in MLflow's pages counts: it is not brought back."""
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def _parameters(record: Mapping[str, Any]) -> dict[str, str]:
+    flat = _flat(record["config"]) | _flat(record["resolved"], "resolved.")
+    return {name: str(value)[:VALUE] for name, value in flat.items() if value is not None}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _epoch_metrics(line: Mapping[str, float | None], step: int) -> list[Metric]:
+    """The values of one epoch. Their time is the epoch's own, so that sending them again adds nothing."""
+    time = round((line["time"] or 0) * 1000)
+    values = {name: value for name, value in line.items() if name not in UNSENT and value is not None}
+    return [Metric(name, _finite(value), time, step) for name, value in values.items()]
+
+
+def _finite(value: float) -> float:
+    """Infinities as nan, which MLflow stores as such; it would turn infinities into very large numbers."""
+    return float(value) if math.isfinite(value) else math.nan
+
+
+def _milliseconds(iso: str) -> int:
+    return round(datetime.fromisoformat(iso).timestamp() * 1000)
+
+
+def _shown(text: str) -> str:
+    """Text whose addresses lack the name and password that they may carry."""
+    return re.sub(r"//[^/@]*@", "//", text)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = _shown(str(error)).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

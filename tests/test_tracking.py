@@ -1,0 +1,404 @@
+"""Tracking: what arrives in a real SQLite store, that nothing arrives twice, and that a dead store stops nothing."""
+
+import json
+import math
+import socket
+import sys
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from noisysam import tracking
+from noisysam.errors import RunFailed, UserError
+from noisysam.records import RunFolder, write_json
+from noisysam.tracking import Tracker, default_uri, open_store, sync_store
+
+STARTED, ENDED = "2026-11-22T18:00:00+00:00", "2026-11-22T18:05:00+00:00"
+
+
+def make_record(key: str, **changes: Any) -> dict[str, Any]:
+    """A finished record as the training writes it, cut to what matters here."""
+    return {
+        "schema": 1,
+        "key": key,
+        "status": "finished",
+        "name": f"run {key}",
+        "config": {"dataset": "cifar10", "seed": 3, "rho": None, "method_option": {"beta": 0.7, "note": "x" * 7000}},
+        "resolved": {"device": "cpu", "device_name": "a CPU", "precision": "fp32", "compile": False, "threads": 1},
+        "oracle": [],
+        "noise": {"type": "symmetric", "rate": 0.8, "flip_rate": 0.72, "digest": "ab" * 32},
+        "environment": {"commit": "abc1234"},
+        "started": STARTED,
+        "ended": ENDED,
+        "results": {"last": 0.41, "best": 0.44, "selected": None},
+        "cost": {"train_seconds": 100.0, "steps": 30},
+        "error": None,
+        **changes,
+    }
+
+
+def make_epochs(count: int) -> list[dict[str, float | None]]:
+    """Two stages; an evaluation in every second epoch; the last epoch's log_seconds not yet known."""
+    lines: list[dict[str, float | None]] = []
+    for step in range(count):
+        line: dict[str, float | None] = {"stage": step // 3, "epoch": step % 3, "time": 1763836000.25 + step}
+        line |= {"train_loss": 2.0 - 0.1 * step, "log_seconds": None if step == count - 1 else 0.5}
+        lines.append(line | ({"test_accuracy": 0.1 * step} if step % 2 else {"test_accuracy": None}))
+    return lines
+
+
+def make_folder(store: Path, key: str = "00ff", epochs: int = 5, **changes: Any) -> RunFolder:
+    folder = RunFolder(store, key)
+    folder.write(make_record(key, **changes))
+    folder.write_epochs(make_epochs(epochs))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One migrated store for the whole module (migrating takes seconds); each test has its own experiment."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    open_store(uri, "first")
+    return uri
+
+
+@pytest.fixture
+def experiment(request: pytest.FixtureRequest) -> str:
+    return str(request.node.name)
+
+
+@pytest.fixture
+def dead() -> str:
+    """The address of a port that is closed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return f"http://user:secret@127.0.0.1:{port}"
+
+
+def runs(uri: str, experiment: str) -> list[Any]:
+    client = MlflowClient(tracking_uri=uri)
+    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
+
+
+def content(uri: str, experiment: str) -> dict[str, Any]:
+    """All that the store has of each run, by key."""
+    client, found = MlflowClient(tracking_uri=uri), {}
+    for run in runs(uri, experiment):
+        history = {
+            name: [(m.step, m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+            for name in run.data.metrics
+        }
+        files = sorted(a.path for a in client.list_artifacts(run.info.run_id))
+        inputs = [(d.dataset.name, d.dataset.digest, d.tags[0].value) for d in run.inputs.dataset_inputs]
+        facts = (run.info.status, run.info.start_time, run.info.end_time)
+        tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.user")}
+        assert tags["noisysam.key"] not in found
+        found[tags["noisysam.key"]] = (run.info.run_id, facts, history, run.data.params, tags, inputs, files)
+    return found
+
+
+def test_a_finished_run_arrives_whole(tmp_path: Path, uri: str, experiment: str) -> None:
+    folder = make_folder(tmp_path)
+    (folder.path / "weights.safetensors").write_bytes(b"weights")
+    cells = [{"row": "sam", "key": "00ff"}, {"row": "sgd", "key": "other"}]
+    write_json(tmp_path / "studies" / "table4.json", {"name": "table4", "cells": cells})
+    assert Tracker(folder, uri, experiment, parent_run_id="p" * 32).sync(final=True)
+
+    run_id, facts, history, params, tags, inputs, files = content(uri, experiment)["00ff"]
+    milliseconds = [int(datetime.fromisoformat(t).timestamp() * 1000) for t in (STARTED, ENDED)]
+    assert facts == ("FINISHED", *milliseconds)
+    assert history["train_loss"] == [(s, 1763836000250 + 1000 * s, pytest.approx(2.0 - 0.1 * s)) for s in range(5)]
+    assert [(s, v) for s, _, v in history["test_accuracy"]] == [(1, pytest.approx(0.1)), (3, pytest.approx(0.3))]
+    assert [v for _, _, v in history["stage"]] == [0, 0, 0, 1, 1]
+    assert not {"epoch", "time", "log_seconds"} & history.keys()
+    assert history["final_last"] == [(0, milliseconds[1], 0.41)]
+    assert history["final_steps"] == [(0, milliseconds[1], 30)]
+    assert "final_selected" not in history
+    assert params["method_option.beta"] == "0.7"
+    assert params["method_option.note"] == "x" * 6000
+    assert params["resolved.precision"] == "fp32"
+    assert "rho" not in params
+    expected = {"oracle": "blind", "commit": "abc1234", "noise_digest": "ab" * 32, "device": "a CPU", "seed": "3"}
+    expected |= {"study": "table4", "row": "sam"}
+    assert {name: tags[f"noisysam.{name}"] for name in expected} == expected
+    assert (tags["mlflow.runName"], tags["mlflow.parentRunId"]) == ("run 00ff", "p" * 32)
+    assert inputs == [("cifar10", "ab" * 18, "training")]
+    assert files == ["epochs.csv", "noise.json", "record.json", "weights.safetensors"]
+    state = json.loads((folder.path / "tracking.json").read_text())
+    assert {k: state[k] for k in ("uri", "run_id", "epochs_sent", "done")} == {
+        "uri": uri,
+        "run_id": run_id,
+        "epochs_sent": 5,
+        "done": True,
+    }
+
+
+def test_epochs_are_sent_as_they_come_in_one_call_each(
+    tmp_path: Path, uri: str, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path, epochs=1, status="running", ended=None, results={}, cost={})
+    tracker = Tracker(folder, uri, experiment)
+    assert tracker.sync()
+    assert runs(uri, experiment)[0].info.status == "RUNNING"
+    calls: list[int] = []
+    log_batch = MlflowClient.log_batch
+
+    def counted(self: MlflowClient, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        calls.append(len(metrics))
+        log_batch(self, run_id, metrics, params, tags)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    for epochs in (2, 3, 4):
+        folder.write_epochs(make_epochs(epochs))
+        assert tracker.sync()
+    assert calls == [3, 2, 3]  # stage, train_loss, and test_accuracy where it was measured
+    assert json.loads((folder.path / "tracking.json").read_text())["done"] is False
+    assert [step for step, _, _ in content(uri, experiment)["00ff"][2]["train_loss"]] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [("finished", "FINISHED"), ("failed", "FAILED"), ("interrupted", "KILLED")]
+)
+def test_status(tmp_path: Path, uri: str, experiment: str, status: str, expected: str) -> None:
+    assert Tracker(make_folder(tmp_path, status=status), uri, experiment).sync(final=True)
+    assert runs(uri, experiment)[0].info.status == expected
+
+
+def test_oracle_is_tagged_with_its_reasons(tmp_path: Path, uri: str, experiment: str) -> None:
+    assert Tracker(make_folder(tmp_path, oracle=["a", "b"]), uri, experiment).sync(final=True)
+    assert runs(uri, experiment)[0].data.tags["noisysam.oracle"] == "oracle: a; b"
+
+
+def test_values_that_are_not_finite_stay_so(tmp_path: Path, uri: str, experiment: str) -> None:
+    folder = make_folder(tmp_path)
+    folder.write_epochs([{"stage": 0, "epoch": 0, "time": 1.0, "train_loss": math.inf, "train_nll": math.nan}])
+    assert Tracker(folder, uri, experiment).sync(final=True)
+    history = content(uri, experiment)["00ff"][2]
+    assert math.isnan(history["train_loss"][0][2])
+    assert math.isnan(history["train_nll"][0][2])
+
+
+class Stop(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize(
+    "call", ["create_run", "log_batch", "log_inputs", "log_artifact", "set_terminated", "write_json"]
+)
+def test_an_interruption_anywhere_doubles_nothing(
+    tmp_path: Path, uri: str, experiment: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call does its work and the process ends before anybody knows; a new process then sends the run."""
+    folder = make_folder(tmp_path)
+    with monkeypatch.context() as patch:
+        where: Any = tracking if call == "write_json" else MlflowClient
+        original = getattr(where, call)
+
+        def cut(*args: Any, **kwargs: Any) -> None:
+            if call != "write_json":
+                original(*args, **kwargs)
+            raise Stop("process ended")
+
+        patch.setattr(where, call, cut)
+        warned: list[str] = []
+        assert not Tracker(folder, uri, experiment, warn=warned.append).sync(final=True)
+        assert len(warned) == 1
+    folder.write_epochs(make_epochs(5))
+    assert Tracker(folder, uri, experiment).sync(final=True)
+    (found,) = content(uri, experiment).values()
+    assert found[1][0] == "FINISHED"
+    assert [step for step, _, _ in found[2]["train_loss"]] == [0, 1, 2, 3, 4]
+    assert all(len({s for s, _, _ in history}) == len(history) for history in found[2].values())
+    assert len(found[5]) == 1
+
+
+def test_an_epoch_that_is_trained_again_is_not_sent_again(tmp_path: Path, uri: str, experiment: str) -> None:
+    """A run is cut off after sending epoch 4, before its checkpoint: the resumed run has another time for it."""
+    running: dict[str, Any] = {"status": "running", "ended": None, "results": {}, "cost": {}}
+    folder = make_folder(tmp_path, **running)
+    assert Tracker(folder, uri, experiment).sync()
+    (folder.path / "tracking.json").unlink()
+    again = make_epochs(6)
+    for line in again[4:]:
+        line["time"] = 1763839999.0
+    folder.write_epochs(again)
+    folder.write(make_record("00ff"))
+    assert Tracker(folder, uri, experiment).sync(final=True)
+    history = content(uri, experiment)["00ff"][2]["train_loss"]
+    assert [(step, time) for step, time, _ in history][3:] == [
+        (3, 1763836003250),
+        (4, 1763836004250),
+        (5, 1763839999000),
+    ]
+
+
+def test_sync_store_sends_all_once(tmp_path: Path, uri: str, experiment: str) -> None:
+    for key in ("a1", "b2", "c3"):
+        make_folder(tmp_path, key)
+    make_folder(tmp_path, "d4", experiment=experiment + " other")
+    killed = make_folder(tmp_path, "e5", status="running", ended=None, results={}, cost={})
+    alive = make_folder(tmp_path, "f6", status="running", ended=None, results={}, cost={})
+    with alive.lock():
+        assert sync_store(tmp_path, uri, experiment) == (5, 0)
+    first = content(uri, experiment)
+    assert {key: found[1][0] for key, found in first.items()} == {
+        "a1": "FINISHED",
+        "b2": "FINISHED",
+        "c3": "FINISHED",
+        "e5": "KILLED",
+    }
+    assert content(uri, experiment + " other").keys() == {"d4"}
+    with alive.lock():
+        assert sync_store(tmp_path, uri, experiment) == (0, 0)
+    assert content(uri, experiment) == first
+
+    killed.write(make_record("e5"))
+    with alive.lock():
+        assert sync_store(tmp_path, uri, experiment) == (1, 0)
+    changed = content(uri, experiment)
+    assert changed["e5"][0] == first["e5"][0]
+    assert changed["e5"][1][0] == "FINISHED"
+    assert {k: v for k, v in changed.items() if k != "e5"} == {k: v for k, v in first.items() if k != "e5"}
+
+
+def test_a_store_that_was_lost_is_filled_again(tmp_path: Path, uri: str, experiment: str) -> None:
+    folder = make_folder(tmp_path)
+    assert sync_store(tmp_path, uri, experiment) == (1, 0)
+    state = json.loads((folder.path / "tracking.json").read_text())
+    assert sync_store(tmp_path, uri, experiment) == (0, 0)
+    write_json(folder.path / "tracking.json", {**state, "run_id": "0" * 32})  # a run that the store does not know
+    assert sync_store(tmp_path, uri, experiment) == (1, 0)
+    assert len(runs(uri, experiment)) == 1
+
+
+def test_one_faulty_record_does_not_keep_the_others_back(tmp_path: Path, uri: str, experiment: str) -> None:
+    make_folder(tmp_path, "b2")
+    (tmp_path / "a1").mkdir()
+    (tmp_path / "a1" / "record.json").write_text("{")
+    warned: list[str] = []
+    assert sync_store(tmp_path, uri, experiment, warned.append) == (1, 1)
+    assert len(warned) == 1
+    assert "a1" in warned[0]
+
+
+def test_a_dead_server_is_told_once_and_costs_little(tmp_path: Path, uri: str, experiment: str, dead: str) -> None:
+    folder = make_folder(tmp_path)
+    start = time.monotonic()
+    tracker = Tracker(folder, dead, experiment)
+    with pytest.warns(UserWarning, match="tracking of run 00ff stopped") as caught:
+        assert [tracker.sync(), tracker.sync(), tracker.sync(), tracker.sync(final=True)] == [False] * 4
+    assert time.monotonic() - start < 10
+    (message,) = [str(w.message) for w in caught]
+    assert "\n" not in message
+    assert "secret" not in message
+    assert not (folder.path / "tracking.json").exists()
+    assert sync_store(tmp_path, uri, experiment) == (1, 0)  # later, somewhere else
+    assert len(content(uri, experiment)["00ff"][2]["train_loss"]) == 5
+
+
+def test_a_server_that_comes_back_gets_everything_at_the_end(
+    tmp_path: Path, uri: str, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path, epochs=2, status="running", ended=None, results={}, cost={})
+    warned: list[str] = []
+    tracker = Tracker(folder, uri, experiment, warn=warned.append)
+    assert tracker.sync()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", lambda *args, **kwargs: 1 / 0)
+        folder.write_epochs(make_epochs(3))
+        assert not tracker.sync()
+    folder.write_epochs(make_epochs(4))
+    assert not tracker.sync()  # the store works again, but only the end asks
+    folder.write(make_record("00ff"))
+    assert tracker.sync(final=True)
+    assert len(warned) == 1
+    assert [step for step, _, _ in content(uri, experiment)["00ff"][2]["train_loss"]] == [0, 1, 2, 3]
+
+
+def test_sync_store_counts_what_a_dead_server_keeps_back(tmp_path: Path, dead: str) -> None:
+    for key in ("a1", "b2", "c3"):
+        make_folder(tmp_path, key)
+    warned: list[str] = []
+    assert sync_store(tmp_path, dead, warn=warned.append) == (0, 3)
+    assert len(warned) == 1
+
+
+def test_open_store_is_safe_against_a_race(uri: str, tmp_path: Path) -> None:
+    ids: list[str] = []
+    threads = [threading.Thread(target=lambda: ids.append(open_store(uri, "race"))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ids) == 6
+    assert len(set(ids)) == 1
+
+
+def test_open_store_takes_the_experiment_that_another_machine_created(
+    uri: str, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = open_store(uri, experiment)
+    look, answers = MlflowClient.get_experiment_by_name, [True, False]
+    monkeypatch.setattr(
+        MlflowClient, "get_experiment_by_name", lambda self, name: None if answers.pop() is False else look(self, name)
+    )
+    answers.insert(0, True)
+    assert open_store(uri, experiment) == expected
+
+
+def test_artifacts_lie_beside_the_database(uri: str, experiment: str) -> None:
+    open_store(uri, experiment)
+    place = MlflowClient(tracking_uri=uri).get_experiment_by_name(experiment).artifact_location
+    assert place == (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / experiment).as_uri()
+
+
+def test_faulty_stores_are_told_in_one_line(tmp_path: Path, uri: str, experiment: str) -> None:
+    MlflowClient(tracking_uri=uri).delete_experiment(open_store(uri, experiment))
+    with pytest.raises(UserError, match="was deleted"):
+        open_store(uri, experiment)
+    (tmp_path / "text.db").write_text("this is not a database, whatever its name may say" * 10)
+    with pytest.raises(RunFailed, match="cannot be used") as caught:
+        open_store(f"sqlite:///{tmp_path}/text.db", experiment)
+    assert "\n" not in str(caught.value)
+
+
+def test_default_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert default_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert default_uri() == "http://server:5000"
+    assert default_uri("sqlite:///own.db") == f"sqlite:///{tmp_path}/own.db"
+    assert default_uri("sqlite:////own.db") == "sqlite:////own.db"
+
+
+def test_ui_starts_the_server_on_the_store(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands: list[list[str]] = []
+
+    class Server:
+        def __init__(self, command: list[str]) -> None:
+            commands.append(command)
+
+        def __enter__(self) -> "Server":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(tracking.subprocess, "Popen", Server)
+    assert tracking.ui(uri, port=5001) == 0
+    assert commands[0][:4] == [sys.executable, "-m", "mlflow", "server"]
+    assert commands[0][commands[0].index("--backend-store-uri") + 1] == uri
+    assert commands[0][commands[0].index("--port") + 1] == "5001"
+    with pytest.raises(UserError, match="is a server already"):
+        tracking.ui("http://server:5000")
+    with pytest.raises(UserError, match="no MLflow store"):
+        tracking.ui(f"sqlite:///{tmp_path}/none.db")
