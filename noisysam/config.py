@@ -71,7 +71,7 @@ class RunConfig(BaseModel):
         "first", description="which evaluations of a step update batch norm's running statistics"
     )
     base_opt: Literal["sgd", "adamw"] = Field("sgd", description="the rule that takes the step")
-    lr: float = Field(0.1, gt=0, description="peak learning rate")
+    lr: float = Field(0.1, gt=0, description="peak learning rate (adamw: 0.001)")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (adamw: beta1)")
     nesterov: bool = Field(True, description="Nesterov momentum")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay")
@@ -97,7 +97,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        """Put the preset below the given values; make the default noise seed explicit."""
+        """Put the preset below the given values; make defaults that hang on another field explicit."""
         values = {k: v for k, v in dict(values).items() if v is not None}
         name = values.get("preset")
         if name is not None:
@@ -106,6 +106,8 @@ class RunConfig(BaseModel):
             values = {**PRESETS[name].values, **values}
         if values.get("noise_seed", -1) in (-1, "-1"):
             values["noise_seed"] = values.get("seed", 0)
+        if "adamw" in (values.get("opt"), values.get("base_opt")):
+            values.setdefault("lr", 1e-3)
         return values
 
     @model_validator(mode="after")
@@ -145,9 +147,13 @@ class RunConfig(BaseModel):
         return reasons
 
     def keyed(self) -> dict[str, Any]:
-        """The fields that change the result and differ from their defaults."""
+        """The fields that change the result and differ from their defaults. Of a file, its digest is in the key, not
+        its place."""
         unkeyed = {n for n, f in type(self).model_fields.items() if any(isinstance(m, Unkeyed) for m in f.metadata)}
         full = self.model_dump(mode="json", exclude=unkeyed)
+        for name in ("dataset", "noise_type"):
+            kind = full[name].partition(":")[0]
+            full[name] = kind if kind in ("npz", "file") else full[name]
         defaults = {n: f.default for n, f in type(self).model_fields.items()}
         return {name: value for name, value in full.items() if value != defaults[name]}
 

@@ -1,5 +1,8 @@
 """What there is: the components by their registrations, and the machine."""
 
+import itertools
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +58,46 @@ def diagnosis(data_dir: Path | None) -> dict[str, Any]:
         "data folder": str(folder),
         "data found": ", ".join(present) or "none (digits needs no file)",
     }
+
+
+def table(what: str) -> str:
+    """The components of a kind as a Markdown table."""
+    columns = {
+        "methods": ("name", "what it does", "networks", "options (default)", "source"),
+        "optimizers": ("name", "what it does", "forwards + backwards a step", "options (default)", "source"),
+    }.get(what, ("name", "what it is", "source"))
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for entry in entries(what):
+        options = ", ".join(f"{o['name']} ({o['default']})" for o in entry.get("options", [])) or "-"
+        extra = {"methods": [entry.get("networks"), options], "optimizers": [entry.get("passes"), options]}.get(what, [])
+        cells = [f"`{entry['name']}`", entry["summary"].rstrip("."), *map(str, extra), entry["source"]]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def generated(text: str, root: Path) -> str:
+    """A Markdown text with its generated parts brought up to date.
+
+    ``<!-- table: methods -->`` ... ``<!-- end -->`` holds the table of a kind, ``<!-- file: PATH -->`` the content of
+    a generated file, from its first table on to the end of that table.
+    """
+
+    def part(match: re.Match[str]) -> str:
+        kind, name = match[1], match[2]
+        content = table(name) if kind == "table" else first_table((root / name).read_text())
+        return f"<!-- {kind}: {name} -->\n{content}\n<!-- end -->"
+
+    return re.sub(r"<!-- (table|file): (\S+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
+
+
+def first_table(text: str) -> str:
+    """The first Markdown table under the heading that begins with 'Last epoch' or else of the text."""
+    lines = text.splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith("#") and "last epoch" in line.lower()]
+    rows = itertools.dropwhile(lambda line: not line.startswith("|"), lines[heads[0] if heads else 0 :])
+    return "\n".join(itertools.takewhile(lambda line: line.startswith("|"), rows))
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(generated(path.read_text(), path.resolve().parent))

@@ -118,7 +118,7 @@ class Net:
         forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.module = module
-        self.forward = forward or module
+        self.forward = module if forward is None else forward
         self.params = [p for p in module.parameters() if p.requires_grad]
         self.device = self.params[0].device
         self.bf16 = precision == "bf16"

@@ -105,14 +105,21 @@ class Tracker:
     """Sends the record of one run to a store, as far as it is not there yet.
 
     A store that fails never stops a run: ``warn`` gets one line, and nothing more is tried until the end of the run.
-    ``parent_run_id`` is the MLflow run under which this one is shown.
+    ``parent_run_id`` is the MLflow run under which this one is shown, ``row`` its row in a study (else the one that
+    the store's studies give it).
     """
 
     def __init__(
-        self, folder: RunFolder, uri: str, experiment: str, parent_run_id: str | None = None, warn: Warn = _warn
+        self,
+        folder: RunFolder,
+        uri: str,
+        experiment: str,
+        parent_run_id: str | None = None,
+        row: str | None = None,
+        warn: Warn = _warn,
     ) -> None:
         self.folder, self.uri, self.experiment = folder, uri, experiment
-        self.parent_run_id, self.warn = parent_run_id, warn
+        self.parent_run_id, self.row, self.warn = parent_run_id, row, warn
         self._client: MlflowClient | None = None  # None until the run is found or created
         self._run_id = ""
         self._steps: set[int] = set()  # the epochs that the store holds
@@ -129,6 +136,9 @@ class Tracker:
                 later = "the record is on disk, `noisysam track --sync` sends it later"
                 self.warn(f"tracking of run {self.folder.key} stopped ({_one_line(error)}): {later}")
             self._away = True
+            with contextlib.suppress(Exception):
+                if not _sent(self.folder):  # nothing arrived yet: keep where it belongs
+                    self._note({}, 0, done=False)
             return False
         self._away = False
         return True
@@ -164,9 +174,12 @@ class Tracker:
             self._steps.update(steps)
         if final:
             self._finish(self._client, record)
-        state = {**self._state(record, len(lines), done=final), "run_id": self._run_id}
-        write_json(self.folder.path / "tracking.json", state)
+        self._note(record, len(lines), done=final)
         return True
+
+    def _note(self, record: Mapping[str, Any], epochs: int, done: bool) -> None:
+        state = {**self._state(record, epochs, done), "run_id": self._run_id}
+        write_json(self.folder.path / "tracking.json", state)
 
     def _attach(self, client: MlflowClient, experiment_id: str, record: Mapping[str, Any]) -> tuple[str, set[int]]:
         """The run of this key, created where there is none, with what is known at its start; the steps it has."""
@@ -174,11 +187,11 @@ class Tracker:
         found = client.search_runs([experiment_id], f"tags.`noisysam.key` = '{self.folder.key}'", max_results=1)
         run = found[0] if found else client.create_run(experiment_id, _milliseconds(record["started"]), tags=tags)
         run_id = str(run.info.run_id)
+        # MLflow refuses a second value, and a resumed run may have other unkeyed ones (where its data lie, ...).
         params = [Param(k, v) for k, v in _parameters(record).items() if k not in run.data.params]
         for start in range(0, len(params), PARAMS):
             client.log_batch(run_id, params=params[start : start + PARAMS])
-        if not run.inputs or not run.inputs.dataset_inputs:
-            client.log_inputs(run_id, datasets=[self._dataset(record)])
+        client.log_inputs(run_id, datasets=[self._dataset(record)])  # MLflow keeps one of each name and digest
         if not found:
             return run_id, set()
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
@@ -200,7 +213,7 @@ class Tracker:
             "noisysam.noise_digest": record["noise"]["digest"],
             "noisysam.device": record["resolved"]["device_name"],
             "noisysam.study": ", ".join(rows) or None,
-            "noisysam.row": ", ".join(dict.fromkeys(rows.values())) or None,
+            "noisysam.row": self.row or ", ".join(dict.fromkeys(rows.values())) or None,
             "noisysam.seed": str(record["config"]["seed"]),
         }
 

@@ -171,8 +171,9 @@ def test_status(tmp_path: Path, uri: str, experiment: str, status: str, expected
 
 
 def test_oracle_is_tagged_with_its_reasons(tmp_path: Path, uri: str, experiment: str) -> None:
-    assert Tracker(make_folder(tmp_path, oracle=["a", "b"]), uri, experiment).sync(final=True)
-    assert runs(uri, experiment)[0].data.tags["noisysam.oracle"] == "oracle: a; b"
+    assert Tracker(make_folder(tmp_path, oracle=["a", "b"]), uri, experiment, row="mine").sync(final=True)
+    tags = runs(uri, experiment)[0].data.tags
+    assert (tags["noisysam.oracle"], tags["noisysam.row"]) == ("oracle: a; b", "mine")
 
 
 def test_values_that_are_not_finite_stay_so(tmp_path: Path, uri: str, experiment: str) -> None:
@@ -238,6 +239,14 @@ def test_an_epoch_that_is_trained_again_is_not_sent_again(tmp_path: Path, uri: s
     ]
 
 
+def test_a_resumed_run_may_find_its_data_elsewhere(tmp_path: Path, uri: str, experiment: str) -> None:
+    for place in ("here", "there"):
+        config = {"dataset": "cifar10", "seed": 3, "data_dir": place}
+        assert Tracker(make_folder(tmp_path, config=config, status="interrupted"), uri, experiment).sync(final=True)
+        (tmp_path / "00ff" / "tracking.json").unlink()
+    assert content(uri, experiment)["00ff"][3]["data_dir"] == "here"
+
+
 def test_sync_store_sends_all_once(tmp_path: Path, uri: str, experiment: str) -> None:
     for key in ("a1", "b2", "c3"):
         make_folder(tmp_path, key)
@@ -297,8 +306,8 @@ def test_a_dead_server_is_told_once_and_costs_little(tmp_path: Path, uri: str, e
     (message,) = [str(w.message) for w in caught]
     assert "\n" not in message
     assert "secret" not in message
-    assert not (folder.path / "tracking.json").exists()
-    assert sync_store(tmp_path, uri, experiment) == (1, 0)  # later, somewhere else
+    assert json.loads((folder.path / "tracking.json").read_text())["done"] is False
+    assert sync_store(tmp_path, uri) == (1, 0)  # later, somewhere else, to the experiment for which it was meant
     assert len(content(uri, experiment)["00ff"][2]["train_loss"]) == 5
 
 

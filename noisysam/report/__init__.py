@@ -11,7 +11,7 @@ from noisysam.records import atomic, load_study
 from noisysam.report import figures, tables
 from noisysam.report.tables import Cell, Summary, finished, joined, markdown, read_cells, summary_table
 
-__all__ = ["MEASURES", "Report", "report", "summary_table"]
+__all__ = ["MEASURES", "Report", "read_cells", "report", "summary_table"]
 
 # The tables of a report: the figure of the record, the title, whether the terminal shows it too.
 MEASURES = (
@@ -30,7 +30,7 @@ class Report:
 
     text: str
     folder: Path
-    table: list[Summary]
+    summary: list[Summary]
 
 
 def report(store: Path, study: str, target: Path) -> Report:
@@ -71,7 +71,7 @@ def _header(cells: Sequence[Cell], study: str) -> str:
     """What the runs have in common, and what the tables show."""
     done = finished(cells)
     dates = sorted(str(cell[name])[:10] for cell in done for name in ("started", "ended"))
-    states = {name: sum(cell["status"] == name for cell in cells) for name in ("finished", "failed")}
+    failed = sum(cell["status"] == "failed" for cell in cells)
     models = dict.fromkeys(f"{cell['model']} ({cell['parameters']:,} parameters)" for cell in done)
     seeds = sorted({cell["seed"] for cell in cells})
     facts = {
@@ -88,7 +88,7 @@ def _header(cells: Sequence[Cell], study: str) -> str:
         "Learning rate": joined(cell["lr"] for cell in done),
         "Selection": "none in the main table, which is the last epoch; the other tables name their rule",
         "Seeds": joined(seeds),
-        "Runs": f"{states['finished']} finished, {states['failed']} failed, {len(cells) - sum(states.values())} missing",
+        "Runs": f"{len(done)} finished, {failed} failed, {len(cells) - len(done) - failed} missing",
         "Training": f"{sum(cell['train_seconds'] for cell in done) / 3600:.2f} hours in all",
         "Spread": _spread(summary_table(cells)),
     }

@@ -51,7 +51,7 @@ def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> C
     return {
         "row": ", ".join(filter(None, (cell["row"], variant))),
         "variant": variant,
-        "noise_type": cell["noise_type"],
+        "noise_type": cell["config"]["noise_type"],
         "noise": cell["noise"],
         "seed": cell["seed"],
         "key": cell["key"],
@@ -138,7 +138,7 @@ def summary_table(cells: Sequence[Cell], measure: str = "last") -> list[Summary]
     summaries = []
     for row, noise_type, noise in sorted(groups, key=lambda place: (rows.index(place[0]), *place[1:])):
         group = groups[row, noise_type, noise]
-        done, failed = finished(group), sum(cell["status"] == "failed" for cell in group)
+        done, failed = finished(group), sum(cell["status"] != "finished" for cell in group)
         values = [cell[measure] for cell in done if cell.get(measure) is not None]
         flips = [cell["flip_rate"] for cell in done]
         mean = math.fsum(values) / len(values) if values else None
@@ -200,7 +200,7 @@ def _field(s: Summary) -> str:
     if not s["n"]:
         return "not measured" if s["unmeasured"] else "failed" if s["failed"] else "missing"
     spread = f" ± {100 * s['sd']:.2f}" if s["sd"] is not None else ""
-    return f"{100 * s['mean']:.2f}{spread} ({', '.join([f'n={s["n"]}', *lacking])})"
+    return f"{100 * s['mean']:.2f}{spread} ({', '.join(['n=' + str(s['n']), *lacking])})"
 
 
 def row_table(cells: Sequence[Cell]) -> pd.DataFrame:
@@ -260,21 +260,21 @@ def published_text(table: str) -> str:
     lines = published(table)
     notes: dict[str, int] = {}
 
-    def mark(note: str) -> str:
-        return f" [{notes.setdefault(note, len(notes) + 1)}]"
+    def mark(text: str) -> str:
+        """The numbers of the notes in ``text``, which semicolons part."""
+        return " " + "".join(f"[{notes.setdefault(note, len(notes) + 1)}]" for note in text.split("; "))
 
     printed = []
     for row, group in lines.groupby("row", sort=False):
         verified = group[group["mark"] == "verified"]
-        line = {"row": str(row) + "".join(mark(str(note)) for note in verified["note"].unique())}
+        name = str(row) + "".join(mark(str(note)) for note in verified["note"].unique())
+        line = {"row": name, "backbone": joined(group["backbone"]), "noise": joined(group["noise_type"])}
         line |= {f"{percent(noise)} %": "" for noise in sorted(lines["noise"].unique())}
         for noise, value, doubt, note in zip(group["noise"], group["value"], group["mark"], group["note"], strict=True):
             line[f"{percent(noise)} %"] = f"{value:.1f}" + (mark(f"doubtful: {note}") if doubt == "doubtful" else "")
         printed.append(line)
-    source = f"{joined(lines['source'])}, arXiv {joined(lines['arxiv'])}, {table}"
-    facts = "; ".join(
-        f"{name.replace('_', ' ')}: {joined(lines[name])}" for name in ("dataset", "noise_type", "backbone")
-    )
+    source = f"{joined(lines['source'])}, arXiv {joined(lines['arxiv'])}"
+    facts = f"{joined(lines['dataset'])}, selection {joined(lines['selection'])}"
     numbered = "\n".join(f"{number}. {note}" for note, number in notes.items())
     return f"Source: {source} ({facts}). Not run here.\n\n{markdown(pd.DataFrame(printed))}\n\n{numbered}\n"
 

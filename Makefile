@@ -1,0 +1,30 @@
+# The two commands that set everything up: `make demo` and `make test`.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test readme clean
+
+.venv/demo: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/test: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,ray]'
+	touch .venv/demo $@
+
+demo: .venv/demo
+	$(BIN)/noisysam demo
+
+test: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest
+
+readme: .venv/demo
+	$(BIN)/python -m noisysam.listing README.md
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,335 @@
+"""Reports: every number recomputed with numpy from the records, what is lacking named, what does not fit refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from noisysam.errors import UserError
+from noisysam.records import RunFolder, study_path, write_json
+from noisysam.report import figures, read_cells, report, summary_table
+from noisysam.report.tables import layout, published, published_text, row_table
+
+ROWS = {
+    "sgd": {"opt": "sgd", "epochs": 2},
+    "sam": {"opt": "sam", "epochs": 2},
+    "sam paper": {"opt": "sam", "epochs": 2, "rho": "paper"},
+}
+RATES, SEEDS = (0.2, 0.8), (0, 1, 2)
+FIGURES = ("last", "last_ten", "selected", "best", "memorised", "recovered")
+
+
+def key(row: str, noise: float, seed: int) -> str:
+    return f"{row.replace(' ', '')}{noise:g}x{seed}"
+
+
+def make_config(row: str, noise: float, seed: int) -> dict[str, Any]:
+    common = {"dataset": "cifar10", "noise_type": "symmetric", "noise": noise, "seed": seed, "noise_seed": seed}
+    return {**common, "batch": 128, "lr": 0.1, "sam_m": None, "rho": None, **ROWS[row]}
+
+
+def make_record(row: str, noise: float, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng([list(ROWS).index(row), round(10 * noise), seed])
+    perturbs = row.startswith("sam")
+    return {
+        "schema": 1,
+        "key": key(row, noise, seed),
+        "status": "finished",
+        "config": make_config(row, noise, seed),
+        "optimizer_options": {"rho": 0.05 if row == "sam paper" and noise == 0.8 else 0.1, "m": 32} if perturbs else {},
+        "resolved": {"device": "cpu", "device_name": "a CPU", "precision": "fp32", "threads": 1},
+        "oracle": ["rho per rate"] if row == "sam paper" else [],
+        "revisions": {f"optimizer {ROWS[row]['opt']}": 1, "method ce": 1},
+        "noise": {"flip_rate": 0.9 * noise + 0.001 * seed, "digest": f"{round(10 * noise)}{seed}" * 32},
+        "model": {"name": "resnet32", "parameters": 464154},
+        "environment": {"commit": "abc1234"},
+        "started": f"2026-11-2{seed + 1}T18:00:00+00:00",
+        "ended": f"2026-11-2{seed + 2}T01:00:00+00:00",
+        "results": {name: float(rng.random()) for name in FIGURES} | {"best_epoch": 1},
+        "cost": {
+            "gradient_evaluations": 2.0 if perturbs else 1.0,
+            "images_per_second": 1000.0 + seed,
+            "train_seconds": 60.0 * (seed + 1),
+        },
+        "error": None,
+    }
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Three rows, two rates, three seeds; one cell missing, one failed, one without validation."""
+    cells = []
+    for seed in SEEDS:
+        for noise in RATES:
+            for row in ROWS:
+                config = make_config(row, noise, seed)
+                place = {"row": row, "noise_type": "symmetric", "noise": noise, "seed": seed}
+                cells.append({**place, "key": key(row, noise, seed), "config": config})
+                if (row, noise, seed) == ("sgd", 0.8, 2):
+                    continue
+                record = make_record(row, noise, seed)
+                if (row, noise, seed) == ("sam", 0.8, 1):
+                    trace = "Traceback (most recent call last):\n  File\nValueError: it broke\n"
+                    record |= {"status": "failed", "results": {}, "error": trace}
+                RunFolder(tmp_path, record["key"]).write(record)
+    write_json(study_path(tmp_path, "toy"), {"name": "toy", "file": "", "published": None, "cells": cells})
+    return tmp_path
+
+
+def edit(store: Path, name: str, **changes: Any) -> None:
+    folder = RunFolder(store, name)
+    record = folder.record
+    assert record is not None
+    folder.write({**record, **changes})
+
+
+def values(row: str, noise: float, measure: str, seeds: tuple[int, ...] = SEEDS) -> np.ndarray[Any, Any]:
+    return np.array([make_record(row, noise, seed)["results"][measure] for seed in seeds])
+
+
+@pytest.mark.parametrize("measure", FIGURES)
+def test_means_and_spreads(store: Path, measure: str) -> None:
+    table = {(s["row"], s["noise"]): s for s in summary_table(read_cells(store, "toy"), measure)}
+    assert list(table) == [(row, noise) for row in ROWS for noise in RATES]
+    for (row, noise), summary in table.items():
+        seeds = {("sgd", 0.8): (0, 1), ("sam", 0.8): (0, 2)}.get((row, noise), SEEDS)
+        expected = values(row, noise, measure, seeds)
+        assert summary["n"] == len(seeds)
+        assert summary["mean"] == pytest.approx(expected.mean(), rel=1e-12)
+        assert summary["sd"] == pytest.approx(expected.std(ddof=1), rel=1e-12)
+        assert summary["flip_rate"] == pytest.approx(np.mean([0.9 * noise + 0.001 * seed for seed in seeds]))
+    assert (table["sgd", 0.8]["missing"], table["sgd", 0.8]["failed"]) == (1, 0)
+    assert (table["sam", 0.8]["missing"], table["sam", 0.8]["failed"]) == (0, 1)
+    assert json.loads(json.dumps(list(table.values()))) == list(table.values())
+
+
+def test_main_table_as_printed(store: Path, tmp_path: Path) -> None:
+    text = (report(store, "toy", tmp_path / "out").folder / "report.md").read_text()
+    main = text.split("## Test accuracy at the last epoch (%)")[1].split("##")[0]
+    lines = [[field.strip() for field in line.strip("|").split("|")] for line in main.strip().splitlines()]
+    assert lines[0] == ["row", "m", "rho", "20 %", "80 %"]
+
+    def printed(row: str, noise: float, seeds: tuple[int, ...] = SEEDS, lacking: str = "") -> str:
+        v = 100 * values(row, noise, "last", seeds)
+        return f"{v.mean():.2f} ± {v.std(ddof=1):.2f} (n={len(v)}{lacking})"
+
+    assert lines[2] == ["sgd", "", "", printed("sgd", 0.2), printed("sgd", 0.8, (0, 1), ", 1 missing")]
+    assert lines[3] == ["sam", "32", "0.1", printed("sam", 0.2), printed("sam", 0.8, (0, 2), ", 1 failed")]
+    assert lines[4] == ["sam paper", "32", "0.1, 0.05", printed("sam paper", 0.2), printed("sam paper", 0.8)]
+
+
+def test_report_says_what_was_run(store: Path, tmp_path: Path) -> None:
+    result = report(store, "toy", tmp_path / "out")
+    text = (result.folder / "report.md").read_text()
+    seconds = sum(60.0 * (seed + 1) for row in ROWS for noise in RATES for seed in SEEDS) - 180 - 120
+    for fact in (
+        "`noisysam report toy`",
+        "abc1234",
+        "2026-11-21 to 2026-11-24",
+        "a CPU",
+        "fp32",
+        "resnet32 (464,154 parameters)",
+        "- Seeds: 0, 1, 2\n",
+        "16 finished, 1 failed, 1 missing",
+        f"{seconds / 3600:.2f} hours",
+        "two seeds: descriptive only",
+        "best epoch on test (oracle)",
+        "- sgd, symmetric 80 %, seed 2: missing\n",
+        "- sam, symmetric 80 %, seed 1: failed, run `sam0.8x1`: ValueError: it broke\n",
+        "- sam, symmetric 20 %: seed 0 `sam0.2x0`, seed 1 `sam0.2x1`, seed 2 `sam0.2x2`",
+        "72.00 to 72.20",
+    ):
+        assert fact in text
+    assert "one seed" not in text
+    assert "## Published" not in text
+    assert "Test accuracy at the last epoch" in result.text
+    assert "(oracle)" not in result.text
+    assert result.summary == summary_table(read_cells(store, "toy"))
+
+
+def test_row_table(store: Path) -> None:
+    rows = row_table(read_cells(store, "toy")).set_index("row")
+    assert list(rows["tag"]) == ["blind", "blind", "oracle: rho per rate"]
+    assert list(rows["gradient evaluations per step"]) == ["1.00", "2.00", "2.00"]
+    assert rows.loc["sam", "training minutes"] == f"{np.mean([1, 2, 3, 1, 3]):.1f}"
+    assert rows.loc["sgd", "images/s"] == f"{np.mean([1000, 1001, 1002, 1000, 1001]):.0f}"
+
+
+def test_csv_files_hold_every_figure(store: Path, tmp_path: Path) -> None:
+    folder = report(store, "toy", tmp_path / "out").folder
+    results = pd.read_csv(folder / "results.csv").set_index("key")
+    assert len(results) == 18
+    for name in FIGURES:
+        assert results.loc["sampaper0.8x1", name] == make_record("sam paper", 0.8, 1)["results"][name]
+    assert results["status"].value_counts().to_dict() == {"finished": 16, "failed": 1, "missing": 1}
+    assert results.loc["sgd0.2x0", "train_seconds"] == 60.0
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == len(ROWS) * len(RATES) * len(FIGURES)
+    chosen = table[(table["row"] == "sam") & (table["noise"] == 0.2) & (table["measure"] == "memorised")]
+    assert chosen["mean"].item() == pytest.approx(values("sam", 0.2, "memorised").mean())
+
+
+def test_same_records_same_bytes(store: Path, tmp_path: Path) -> None:
+    first, second = (report(store, "toy", tmp_path / name).folder for name in ("a", "b"))
+    names = sorted(path.name for path in first.iterdir())
+    assert names == ["accuracy.png", "report.md", "results.csv", "table.csv"]
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    edit(store, "sgd0.2x0", results={**make_record("sgd", 0.2, 0)["results"], "last": 0.0})
+    third = report(store, "toy", tmp_path / "c").folder
+    for name in names:
+        assert (first / name).read_bytes() != (third / name).read_bytes()
+
+
+def test_one_seed_has_no_spread(store: Path, tmp_path: Path) -> None:
+    plan = json.loads(study_path(store, "toy").read_text())
+    plan["cells"] = [cell for cell in plan["cells"] if cell["seed"] == 0]
+    write_json(study_path(store, "single"), plan)
+    result = report(store, "single", tmp_path / "out")
+    assert all(summary["sd"] is None for summary in result.summary)
+    text = (result.folder / "report.md").read_text()
+    assert "one seed: no spread" in text
+    assert "±" not in text
+
+
+def test_what_is_not_there_is_named(store: Path) -> None:
+    for seed in SEEDS:
+        results = make_record("sgd", 0.2, seed)["results"]
+        edit(store, key("sgd", 0.2, seed), results={**results, "selected": None})
+        edit(store, key("sam", 0.2, seed), status="failed", results={})
+    for seed in (0, 1):
+        (store / key("sgd", 0.8, seed) / "record.json").unlink()
+    fields = layout(summary_table(read_cells(store, "toy"), "selected")).set_index("row")
+    assert fields.loc["sgd", "20 %"] == "not measured"
+    assert fields.loc["sam", "20 %"] == "failed"
+    assert fields.loc["sgd", "80 %"] == "missing"
+
+
+def test_rows_that_the_grid_varies_are_split(store: Path) -> None:
+    plan = json.loads(study_path(store, "toy").read_text())
+    for cell in plan["cells"]:
+        if cell["row"] == "sam paper":
+            cell["row"] = "sam"
+    write_json(study_path(store, "grid"), plan)
+    rows = list(dict.fromkeys(cell["row"] for cell in read_cells(store, "grid")))
+    assert rows == ["sgd", "sam, rho=None", "sam, rho=paper"]
+
+
+def test_noise_types_are_columns(store: Path, tmp_path: Path) -> None:
+    plan = json.loads(study_path(store, "toy").read_text())
+    for cell in plan["cells"]:
+        if cell["noise"] == 0.8:
+            cell |= {"noise": 0.0, "config": {**cell["config"], "noise_type": "human:worse"}}
+    write_json(study_path(store, "mixed"), plan)
+    result = report(store, "mixed", tmp_path / "out")
+    columns = list(layout(result.summary).columns)
+    assert columns == ["row", "m", "rho", "human:worse", "symmetric 20 %"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"resolved": {"precision": "bf16", "device_name": "a GPU", "threads": 1}}, "mixes precision: .*bf16 in run "),
+        ({"revisions": {"optimizer sam": 2, "method ce": 1}}, "mixes revisions of optimizer sam: .*2 in run "),
+        (
+            {"noise": {"flip_rate": 0.2, "digest": "c" * 64}},
+            "different labels at symmetric 20 %, seed 0: .*c{16} in run ",
+        ),
+    ],
+)
+def test_what_does_not_fit_in_one_table_is_refused(
+    store: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    edit(store, "sam0.2x0", **changes)
+    with pytest.raises(UserError, match=said + "sam0.2x0") as caught:
+        report(store, "toy", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    edit(store, "sam0.2x0", status="failed")  # a run that gives no number may differ
+    report(store, "toy", tmp_path / "out")
+
+
+def test_a_study_without_results_is_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study 'other'"):
+        report(store, "other", tmp_path)
+    for path in store.glob("*/record.json"):
+        path.unlink()
+    with pytest.raises(UserError, match="no finished run"):
+        report(store, "toy", tmp_path)
+
+
+def test_figure_shows_every_row_and_survives_many(tmp_path: Path) -> None:
+    summaries = [
+        {"row": f"row {i}", "noise_type": kind, "noise": 0.2, "flip_rate": 0.18, "mean": mean, "sd": None}
+        for i in range(20)
+        for kind, mean in (("symmetric", 0.5), ("human:worse", None))
+    ]
+    figures.accuracy(summaries, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Table 4 and table 8 (appendix) of arXiv 2010.01412, in percent at 20, 40, 60 and 80 % noise.
+TABLE_4 = {
+    "Sanchez et al. 2019": (94.0, 92.8, 90.3, 74.1),
+    "Zhang & Sabuncu 2018": (89.7, 87.6, 82.7, 67.9),
+    "Lee et al. 2019": (87.1, 81.8, 75.4, None),
+    "Chen et al. 2019": (89.7, None, None, 52.3),
+    "Huang et al. 2019": (92.6, 90.3, 43.4, None),
+    "MentorNet 2017": (92.0, 91.2, 74.2, 60.0),
+    "Mixup 2017": (94.0, 91.5, 86.8, 76.9),
+    "MentorMix 2019": (95.6, 94.2, 91.3, 81.0),
+    "SGD": (84.8, 68.8, 48.2, 26.2),
+    "Mixup": (93.0, 90.0, 83.8, 70.2),
+    "Bootstrap + Mixup": (93.3, 92.0, 87.6, 72.0),
+    "SAM": (95.1, 93.4, 90.5, 77.9),
+    "Bootstrap + SAM": (95.4, 94.2, 91.8, 79.9),
+}
+TABLE_8 = {
+    "0": (15.0, 31.2, 52.3, 73.5),
+    "0.01": (13.7, 28.7, 50.1, 72.9),
+    "0.02": (12.8, 27.8, 48.9, 73.1),
+    "0.05": (11.6, 25.6, 47.1, 21.0),
+    "0.1": (4.6, 6.0, 8.7, 56.1),
+    "0.2": (5.3, 7.4, 23.3, 77.1),
+    "0.5": (17.6, 40.9, 80.1, 89.9),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("sam-table4", TABLE_4), ("sam-table8", {f"Bootstrap + SAM, rho {rho}": v for rho, v in TABLE_8.items()})],
+)
+def test_published_values(name: str, expected: dict[str, tuple[float | None, ...]]) -> None:
+    lines = published(name)
+    found = {
+        (row, noise): value for row, noise, value in zip(lines["row"], lines["noise"], lines["value"], strict=True)
+    }
+    assert len(found) == len(lines)
+    assert found == {
+        (row, noise): value
+        for row, four in expected.items()
+        for noise, value in zip((0.2, 0.4, 0.6, 0.8), four, strict=True)
+        if value is not None
+    }
+    assert set(lines["arxiv"]) == {"2010.01412"}
+    assert set(lines["mark"]) <= {"verified", "doubtful"}
+    assert lines["note"].notna().all()
+
+
+def test_published_table_stands_in_its_own_section(store: Path, tmp_path: Path) -> None:
+    plan = json.loads(study_path(store, "toy").read_text())
+    write_json(study_path(store, "table4"), {**plan, "name": "table4"})
+    write_json(study_path(store, "sweep"), {**plan, "published": "sam-table8"})
+    four = (report(store, "table4", tmp_path / "out").folder / "report.md").read_text()
+    section = four.split("## Published")[1].split("\n## ")[0]
+    assert "Foret et al. 2020, Table 4, arXiv 2010.01412" in section
+    (huang,) = [line for line in section.splitlines() if line.startswith("| Huang")]
+    number = huang.split("43.4 [")[1].split("]")[0]
+    assert f"\n{number}. doubtful: may be its value at 80 %" in section
+    assert huang.count("[") == 2
+    assert "rho 0.5" in (report(store, "sweep", tmp_path / "out").folder / "report.md").read_text()
+    with pytest.raises(UserError, match="no published table 'sam-table5'"):
+        published_text("sam-table5")
