@@ -1,5 +1,6 @@
 """What ``auto`` becomes on this machine: decided once, from the configuration and the machine, never from a timing."""
 
+import logging
 import math
 import os
 import platform
@@ -74,6 +75,7 @@ def resolve_compile(config: RunConfig, device: torch.device, images: int) -> boo
 @cache
 def compiler_works(device: torch.device) -> bool:
     """Whether ``torch.compile`` can build a kernel on this machine."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA on every machine
     if device.type == "cpu" and shutil.which("g++") is None:
         return False
     try:

@@ -69,7 +69,8 @@ def table(what: str) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for entry in entries(what):
         options = ", ".join(f"{o['name']} ({o['default']})" for o in entry.get("options", [])) or "-"
-        extra = {"methods": [entry.get("networks"), options], "optimizers": [entry.get("passes"), options]}.get(what, [])
+        special = {"methods": "networks", "optimizers": "passes"}
+        extra = [entry[special[what]], options] if what in special else []
         cells = [f"`{entry['name']}`", entry["summary"].rstrip("."), *map(str, extra), entry["source"]]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

@@ -442,6 +442,7 @@ class Training:
             f"{k}.{n}": v.contiguous() for k, m in enumerate(self._evaluated()) for n, v in m.state_dict().items()
         }
         save_file(weights, self.folder.path / "weights.safetensors", {"key": self.folder.key})
+        self.folder.write_epochs(self.lines)
         self._end("finished", None)
         checkpoint.remove(self.folder.path)
 

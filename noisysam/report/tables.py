@@ -138,7 +138,7 @@ def summary_table(cells: Sequence[Cell], measure: str = "last") -> list[Summary]
     summaries = []
     for row, noise_type, noise in sorted(groups, key=lambda place: (rows.index(place[0]), *place[1:])):
         group = groups[row, noise_type, noise]
-        done, failed = finished(group), sum(cell["status"] != "finished" for cell in group)
+        done, failed = finished(group), sum(cell["status"] == "failed" for cell in group)
         values = [cell[measure] for cell in done if cell.get(measure) is not None]
         flips = [cell["flip_rate"] for cell in done]
         mean = math.fsum(values) / len(values) if values else None
