@@ -39,11 +39,13 @@ def load(folder: Path, device: torch.device) -> dict[str, Any] | None:
                 io.BytesIO(content[DIGEST_BYTES:]), map_location=device, weights_only=True
             )
             return state
-        warnings.warn(f"{path} is damaged: falling back to the checkpoint before it", stacklevel=2)
+        spare = name == CURRENT and (folder / PREVIOUS).exists()
+        then = "falling back to the checkpoint before it" if spare else "starting over"
+        warnings.warn(f"{path} is damaged: {then}", stacklevel=2)
     return None
 
 
 def remove(folder: Path) -> None:
-    """Delete the checkpoints of a finished run."""
-    for name in (CURRENT, PREVIOUS):
-        (folder / name).unlink(missing_ok=True)
+    """Delete the checkpoints of a finished run, and what a killed process left of one."""
+    for path in (folder / CURRENT, folder / PREVIOUS, *folder.glob(f".{CURRENT}.*")):
+        path.unlink(missing_ok=True)

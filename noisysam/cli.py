@@ -5,6 +5,7 @@ Ctrl-C.
 """
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -469,13 +470,24 @@ def _run(arguments: Iterable[str] | None) -> int:
         result = cli.main(list(arguments) if arguments is not None else None, "noisysam", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        return _fail(" ".join(error.format_message().split()), error.exit_code)
+        message = error.format_message()
+        if message.startswith("Usage:"):  # a group without a command: its help
+            click.echo(message, err=True)
+            return error.exit_code
+        return _fail(" ".join(message.split()), error.exit_code)
     except UserError as error:
         return _fail(str(error), 2)
     except RunFailed as error:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, click.Abort) as error:
-        return _fail(str(error) or "stopped", 130)
+        return _fail(str(error.__cause__ or error) or "stopped", 130)  # click puts its own exception above ours
+    except OSError as error:
+        return _fail(str(error), 1)
+    except Exception as error:
+        if os.environ.get("NOISYSAM_TRACEBACK"):
+            raise
+        line = next(iter(str(error).splitlines()), "")
+        return _fail(f"unexpected {type(error).__name__}: {line} (NOISYSAM_TRACEBACK=1 shows where)", 1)
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,7 +1,9 @@
 """The configuration of a run: typed, validated, keyed. Field names are the command line's flags and the YAML's keys."""
 
+import difflib
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,7 +22,7 @@ class Unkeyed:
 class RunConfig(BaseModel):
     """One run. Every field has a default; ``noisysam run --help`` prints this class."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     # data
     dataset: str = Field("cifar10", description="cifar10, cifar100, digits, or npz:FILE (own data)")
@@ -64,7 +66,7 @@ class RunConfig(BaseModel):
     rho: float | Literal["paper"] | None = Field(
         None, description="radius of the perturbation (default: the member's; sam 0.1); paper: 0.05 from 80 % noise on"
     )
-    sam_m: int | Literal["batch"] | None = Field(
+    sam_m: Annotated[int, Field(ge=1)] | Literal["batch"] | None = Field(
         None, description="rows that share one perturbation (default 32), or batch"
     )
     bn: Literal["first", "last", "both"] = Field(
@@ -104,24 +106,26 @@ class RunConfig(BaseModel):
             if name not in PRESETS:
                 raise ValueError(f"unknown preset {name!r} (known: {', '.join(PRESETS)})")
             values = {**PRESETS[name].values, **values}
-        if values.get("noise_seed", -1) in (-1, "-1"):
-            values["noise_seed"] = values.get("seed", 0)
         if "adamw" in (values.get("opt"), values.get("base_opt")):
             values.setdefault("lr", 1e-3)
         return values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        """Check what needs the registries, and what several fields say together."""
+        """Make the noise seed explicit; check what needs the registries, and what fields say together."""
         from noisysam import methods, models, optim
         from noisysam.noise import NOISE
 
+        if self.noise_seed == -1:
+            object.__setattr__(self, "noise_seed", self.seed)  # frozen for everybody else
         kind = self.noise_type.partition(":")[0]
         NOISE[kind]
         if kind in ("human", "file") and self.noise:
             raise ValueError(f"noise type {kind} brings its own rate: leave --noise out")
         models.MODELS[self.model]
-        methods.options(self.method, self.method_option)
+        options = methods.options(self.method, self.method_option)
+        if getattr(options, "teacher", None) == "selected" and not self.val_fraction:
+            raise ValueError("teacher=selected needs a validation split: give --val-fraction")
         if self.label_smoothing and not methods.compose(self.method).smooths:
             raise ValueError(f"method {self.method} does not use label smoothing")
         optim.options(self.opt, self.opt_option, rho=self.rho_value, m=self.sam_m)
@@ -148,21 +152,31 @@ class RunConfig(BaseModel):
 
     def keyed(self) -> dict[str, Any]:
         """The fields that change the result and differ from their defaults. Of a file, its digest is in the key, not
-        its place."""
+        its place; options are as they were understood, not as they were written."""
+        from noisysam import methods, optim
+        from noisysam.methods.base import parse
+
         unkeyed = {n for n, f in type(self).model_fields.items() if any(isinstance(m, Unkeyed) for m in f.metadata)}
         full = self.model_dump(mode="json", exclude=unkeyed)
         for name in ("dataset", "noise_type"):
             kind = full[name].partition(":")[0]
             full[name] = kind if kind in ("npz", "file") else full[name]
+        full["method"] = ",".join(parse(self.method))
+        chosen = methods.options(self.method, self.method_option)
+        full["method_option"] = chosen.model_dump(mode="json", exclude_defaults=True)
+        member = optim.options(self.opt, self.opt_option, self.rho_value, self.sam_m)
+        full["opt_option"] = member.model_dump(mode="json", exclude_defaults=True)
+        full |= {"rho": "paper" if self.rho == "paper" else None, "sam_m": None}  # numbers are among the options
         defaults = {n: f.default for n, f in type(self).model_fields.items()}
         return {name: value for name, value in full.items() if value != defaults[name]}
 
     def revisions(self) -> dict[str, int]:
         """The revision of each component that the run uses."""
         from noisysam import methods, models, optim
+        from noisysam.methods.base import parse
         from noisysam.noise import NOISE
 
-        parts: dict[str, Any] = {f"method {n}": methods.METHODS[n] for n in self.method.split(",")}
+        parts: dict[str, Any] = {f"method {n}": methods.METHODS[n] for n in parse(self.method)}
         parts[f"optimizer {self.opt}"] = optim.OPTIMIZERS[self.opt]
         parts[f"model {self.model}"] = models.MODELS[self.model]
         kind = self.noise_type.partition(":")[0]
@@ -217,6 +231,10 @@ PRESETS = {
 
 def validate(values: Mapping[str, Any], where: str = "") -> RunConfig:
     """A ``RunConfig`` from plain values; ``UserError`` with one line that names the field. ``where`` leads the line."""
+    for name in values:
+        if name not in RunConfig.model_fields:
+            near = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
+            raise UserError(f"{where}there is no field {name}" + (f", did you mean {near[0]}?" if near else ""))
     try:
         return RunConfig(**values)
     except ValidationError as error:
@@ -231,7 +249,10 @@ def explain(error: ValidationError, prefix: str = "--") -> str:
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if not first["loc"]:
         return message
-    field = prefix + str(first["loc"][0]).replace("_", "-")
+    # without a prefix the place in a file in full, which may be nested; with one, an option
+    field = prefix + str(first["loc"][0]).replace("_", "-") if prefix else ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"{field}: there is no such option"
-    return f"{field}: {message} (got {first['input']!r})"
+    if first["type"] == "missing":
+        return f"{field}: missing"
+    return f"{field}: {message} (got {reprlib.repr(first['input'])})"

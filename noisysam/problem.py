@@ -35,9 +35,16 @@ class Problem:
             noise.save(self.noisy, path)
 
 
-@lru_cache(maxsize=2)
 def load_dataset(name: str, data_dir: Path | None) -> Dataset:
-    """A data set, kept for the next run of the same process."""
+    """A data set, kept for the next run of the same process for as long as its file stays as it is."""
+    kind, _, file = name.partition(":")
+    path = Path(file)
+    changed = path.stat().st_mtime_ns if kind == "npz" and path.exists() else 0
+    return _load_dataset(name, data_dir, changed)
+
+
+@lru_cache(maxsize=2)
+def _load_dataset(name: str, data_dir: Path | None, changed: int) -> Dataset:
     return data.load(name, data_dir)
 
 

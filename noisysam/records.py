@@ -35,7 +35,12 @@ class RunFolder:
     def record(self) -> dict[str, Any] | None:
         """The record, None where there is none yet."""
         path = self.path / "record.json"
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        record = read_json(path)
+        if record.get("schema") != RECORD_SCHEMA:
+            raise UserError(f"{path}: schema {record.get('schema')!r}; this version reads {RECORD_SCHEMA}")
+        return record
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Replace the record."""
@@ -182,24 +187,28 @@ def import_study(source: Path, store: Path) -> int:
     content = read_json(manifest)
     if content.get("schema") != RECORD_SCHEMA:
         raise UserError(f"{manifest}: schema {content.get('schema')!r}; this version reads {RECORD_SCHEMA}")
+    if not isinstance(content.get("files"), dict):
+        raise UserError(f"{manifest}: it lists no files")
     for name, digest in content["files"].items():
         path = source / name
         if ".." in Path(name).parts or Path(name).is_absolute():
             raise UserError(f"{manifest}: {name!r} leads out of the folder")
-        if not path.exists():
+        if not path.is_file():
             raise UserError(f"{path}: missing, though MANIFEST.json lists it")
         if file_digest(path) != digest:
             raise UserError(f"{path}: its content differs from the digest in MANIFEST.json; export it again")
     new = 0
-    runs: dict[str, list[str]] = {}
-    for name in content["files"]:
-        if not name.startswith(("studies/", "labels/")):
-            runs.setdefault(name.split("/")[0], []).append(name)
-    for key, names in runs.items():
+    keys = [name.split("/")[0] for name in content["files"] if name.endswith("/record.json")]
+    for key in keys:
+        given = RunFolder(source, key).record
+        if given is None or given["key"] != key or given["status"] != "finished":
+            raise UserError(f"{source / key}: holds no record of a finished run {key}; export it again")
+    for key in keys:
         record = RunFolder(store, key).record
         if record is not None and record["status"] == "finished":
             continue
         new += 1
+        names = [name for name in content["files"] if name.startswith(f"{key}/")]
         for name in sorted(names, key=lambda n: n.endswith("record.json")):  # the record last: it says finished
             _copy(source / name, store / name)
     for name in content["files"]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,7 +23,9 @@ class StudyFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     base: dict[str, Any] = Field({}, description="values of every cell")
-    grid: dict[str, list[Any]] = Field({}, description="fields that are crossed with the rows, each a list of values")
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        {}, description="fields that are crossed with the rows, each a list of values"
+    )
     rows: dict[str, dict[str, Any]] = Field(min_length=1, description="named rows of the table, each with its values")
     seeds: list[int] = Field([0], min_length=1, description="seeds; the noise seed is the same number")
     published: str | None = Field(None, description="published table to print beside: sam-table4")
@@ -58,10 +60,21 @@ class Job(Protocol):
     def __call__(self, cell: Cell) -> str | None: ...
 
 
+class Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for place, (key, _) in enumerate(node.value):
+            if key.value in keys[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read(path: Path) -> StudyFile:
     """A study file; ``UserError`` names the file and the place."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -71,15 +84,16 @@ def read(path: Path) -> StudyFile:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping with base, grid, rows and seeds was expected")
     try:
-        return StudyFile(**content)
-    except (ValidationError, TypeError) as error:
-        message = explain(error, prefix="") if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{path}: {message}") from None
+        return StudyFile.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, prefix='')}") from None
 
 
 def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
     """Every cell of a study file, validated, in the order seed, grid, row, so that rows of one problem are adjacent."""
     study = read(path)
+    if any("seed" in values for values in (study.base, study.grid, *study.rows.values())):
+        raise UserError(f"{path}: seed stands in base, grid or a row: list the seeds under seeds instead")
     for row, values in study.rows.items():
         if twice := set(values) & set(study.grid):
             raise UserError(f"{path}: row {row!r} sets {', '.join(sorted(twice))}, which the grid varies")
@@ -87,7 +101,7 @@ def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
     for seed in study.seeds:
         for point in itertools.product(*study.grid.values()):
             for row, values in study.rows.items():
-                merged = {**study.base, **dict(zip(study.grid, point, strict=True)), **(values or {}), "seed": seed}
+                merged = {**study.base, **dict(zip(study.grid, point, strict=True)), **values, "seed": seed}
                 if data_dir is not None:
                     merged["data_dir"] = data_dir
                 config = validate(merged, where=f"{path}, row {row!r}: ")
@@ -150,6 +164,10 @@ def inline(job: Job, cells: Sequence[Cell]) -> Iterator[Outcome]:
         yield Outcome(cell, job(cell))
 
 
+def _call(job: Job, cell: Cell) -> str | None:
+    return job(cell)
+
+
 def ray_tasks(job: Job, cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
     """``jobs`` cells at a time, each in a fresh process with one thread, as Ray tasks."""
     try:
@@ -162,8 +180,8 @@ def ray_tasks(job: Job, cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
         num_cpus=jobs, include_dashboard=False, log_to_driver=False, logging_level="warning", configure_logging=False
     )
     try:
-        task = ray.remote(num_cpus=1, max_calls=1, max_retries=0, runtime_env={"env_vars": quiet})(job)
-        waiting = {task.remote(cell): cell for cell in cells}
+        task = ray.remote(num_cpus=1, max_calls=1, max_retries=0, runtime_env={"env_vars": quiet})(_call)
+        waiting = {task.remote(job, cell): cell for cell in cells}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             cell = waiting.pop(ready)

@@ -1,5 +1,6 @@
 """Noise-robust methods. Each is one class, registered where it is defined."""
 
+import itertools
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -28,6 +29,11 @@ def compose(name: str) -> type[Method]:
         for hook in vars(part):
             if hook in HOOKS and owner.setdefault(hook, part.name) != part.name:
                 raise UserError(f"methods {owner[hook]} and {part.name} do not combine: both define {hook}")
+        if parts.count(part) > 1:
+            raise UserError(f"method {part.name} is given twice: name it once")
+    for part, other in itertools.permutations(parts, 2):
+        if part.by_index and other.index_free:
+            raise UserError(f"methods {part.name} and {other.name} do not combine: rows of {other.name} have no index")
     fields = create_model("Options", __base__=tuple(part.Options for part in parts))
     body = {"Options": fields, "name": name, "smooths": all(part.smooths for part in parts)}
     return type(name, tuple(parts), body)

@@ -85,6 +85,7 @@ class Method(nn.Module):
     networks: ClassVar[int] = 1
     smooths: ClassVar[bool] = True  # whether it uses --label-smoothing
     index_free: ClassVar[bool] = False  # whether its rows have no place in the training set (mixed rows)
+    by_index: ClassVar[bool] = False  # whether it needs each row's place in the training set
 
     def __init__(self, options: Any, facts: Facts) -> None:
         super().__init__()

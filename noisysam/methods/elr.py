@@ -26,6 +26,7 @@ class ELR(Method):
     """
 
     Options = ELROptions
+    by_index = True
     targets: Tensor
 
     def on_stage(self, labels: Tensor) -> None:

@@ -25,7 +25,8 @@ class Mixup(Method):
     def tasks(self, batch: Batch, look: Look) -> Sequence[Task]:
         weight, other = draw(self.options.alpha, len(batch.inputs), self.generator, self.rng, batch.inputs.device)
         labels = one_hot(batch.labels, self.facts.classes)
-        return [Task(0, mix(batch.inputs, other, weight), mix(labels, other, weight))]
+        inputs, labels = mix(batch.inputs, other, weight), mix(labels, other, weight)
+        return [Task(k, inputs, labels) for k in range(self.networks)]
 
 
 def draw(

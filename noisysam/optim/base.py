@@ -92,7 +92,7 @@ class SharpnessAware(torch.optim.Optimizer):
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups = self.base.param_groups
         self.state = self.base.state
-        self.params: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
+        self.params: list[Tensor] = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         if base == "sgd" and momentum:  # a skipped first step must not leave an unset buffer behind
             for p in self.params:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -147,7 +147,7 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def _chunks(self, rows: int | None) -> list[tuple[Rows, float]]:
         if rows is None:
-            if getattr(self.options, "m", "batch") != "batch":
+            if getattr(self.options, "m", "batch") != "batch" and "rows" not in self.needs:
                 raise ValueError("a plain closure cannot be cut into chunks of m rows: use m='batch'")
             return [(None, 1.0)]
         m = self._m(rows)

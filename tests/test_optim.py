@@ -1,0 +1,686 @@
+"""The SAM family: closed forms, independent recursions in numpy, another library, and laws that every member keeps."""
+
+import copy
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from noisysam import models, optim
+from noisysam.errors import UserError
+from noisysam.objective import Net, Objective, Task
+from noisysam.optim import OPTIMIZERS, SGD, SharpnessAware
+from noisysam.optim.base import global_norm
+
+Array = npt.NDArray[np.float64]
+MEMBERS = list(OPTIMIZERS)
+WITH_RADIUS = [name for name in MEMBERS if "rho" in OPTIMIZERS[name].Options.model_fields]
+WITH_CHUNKS = [name for name in MEMBERS if "m" in OPTIMIZERS[name].Options.model_fields]
+NEEDS_ROWS = [name for name in MEMBERS if "rows" in OPTIMIZERS[name].needs]
+PLAIN = [name for name in MEMBERS if name not in NEEDS_ROWS]
+
+
+class Float64(Net):
+    """A Net whose logits stay float64, for comparisons to the last digits."""
+
+    def logits(self, inputs: Tensor, grad: bool) -> Tensor:
+        self.forwards += len(inputs)
+        with torch.set_grad_enabled(grad):
+            return self.forward(inputs)
+
+
+def cross_entropy(logits: Tensor, task: Task) -> Tensor:
+    return F.cross_entropy(logits, task.labels, reduction="none")
+
+
+def small_network(seed: int = 0, dtype: torch.dtype = torch.float32, norm: bool = False) -> nn.Module:
+    torch.manual_seed(seed)
+    middle: list[nn.Module] = [nn.BatchNorm1d(5)] if norm else []
+    return nn.Sequential(nn.Linear(6, 5), *middle, nn.Tanh(), nn.Linear(5, 3)).to(dtype)
+
+
+def small_batch(step: int = 0, rows: int = 12, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1000 + step)
+    x = torch.randn(rows, 6, generator=generator, dtype=torch.float64).to(dtype)
+    return x, torch.randint(3, (rows,), generator=generator)
+
+
+def member(name: str, params: Any, **settings: Any) -> SharpnessAware:
+    """A member on whole batches where nothing else is said."""
+    whole = {"m": "batch"} if name in WITH_CHUNKS else {}
+    return OPTIMIZERS[name](params, **{"lr": 0.1, "momentum": 0.9, "nesterov": True, **whole, **settings})
+
+
+def train(optimizer: SharpnessAware, net: Net, steps: Sequence[int]) -> None:
+    """Steps on the batches of these numbers; draws of a step depend on its number alone."""
+    for step in steps:
+        optimizer.generator = torch.Generator().manual_seed(step)
+        x, y = small_batch(step, dtype=net.params[0].dtype)
+        optimizer.step(Objective(net, Task(0, x, y), cross_entropy))
+
+
+def bits(params: Sequence[Tensor]) -> list[Tensor]:
+    return [p.detach().clone() for p in params]
+
+
+def same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+# closed forms and recursions
+
+
+@pytest.mark.parametrize("l2", ["descent", "loss"])
+@pytest.mark.parametrize(("momentum", "nesterov", "clip"), [(0.0, False, None), (0.9, False, 0.3), (0.9, True, None)])
+def test_sam_on_a_quadratic(momentum: float, nesterov: bool, clip: float | None, l2: Any) -> None:
+    """L = w'Aw / 2: the gradient is A (w + rho Aw / |Aw|). With l2='loss' A becomes A + wd I in both evaluations."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(5, 5))
+    matrix, start, lr, rho, decay = root @ root.T, rng.normal(size=5), 0.05, 0.3, 0.1
+    first, second = torch.tensor(start[:2], requires_grad=True), torch.tensor(start[2:], requires_grad=True)
+    settings: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "weight_decay": decay, "clip": clip}
+    optimizer = optim.SAM([first, second], lr=lr, l2=l2, rho=rho, m="batch", **settings)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        w = torch.cat([first, second])
+        loss = w @ torch.tensor(matrix) @ w / 2
+        loss.backward()
+        return loss
+
+    w, velocity = start.copy(), np.zeros(5)
+    of_loss = matrix + decay * np.eye(5) if l2 == "loss" else matrix
+    for _ in range(10):
+        before = w @ matrix @ w / 2
+        g = of_loss @ w
+        g = of_loss @ (w + rho * g / np.linalg.norm(g))
+        norm = np.linalg.norm(g)
+        g = g * min(1.0, clip / norm) if clip else g
+        g = g + decay * w if l2 == "descent" else g
+        velocity = momentum * velocity + g
+        w = w - lr * (g + momentum * velocity if nesterov else velocity)
+        assert optimizer.step(closure).item() == pytest.approx(before, rel=1e-12)
+        assert float(optimizer.norm) == pytest.approx(norm, rel=1e-12)
+        np.testing.assert_allclose(torch.cat([first, second]).detach().numpy(), w, rtol=1e-11, atol=1e-13)
+
+
+class Perceptron:
+    """tanh perceptron with softmax cross-entropy, forward and backward written out."""
+
+    def __init__(self, params: Sequence[Array], x: Array, y: npt.NDArray[np.int64]) -> None:
+        self.w1, self.b1, self.w2, self.b2 = params
+        self.x, self.y = x, y
+        self.h = np.tanh(x @ self.w1.T + self.b1)
+        z = self.h @ self.w2.T + self.b2
+        z = z - z.max(1, keepdims=True)
+        self.p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+
+    def losses(self) -> Array:
+        return -np.log(self.p[np.arange(len(self.y)), self.y])
+
+    def residual(self) -> Array:
+        """Derivative of the mean loss by the logits."""
+        return (self.p - np.eye(3)[self.y]) / len(self.y)
+
+    def pull(self, dz: Array) -> list[Array]:
+        da = (dz @ self.w2) * (1 - self.h**2)
+        return [da.T @ self.x, da.sum(0), dz.T @ self.h, dz.sum(0)]
+
+    def gradient(self) -> list[Array]:
+        return self.pull(self.residual())
+
+
+def unit(tensors: Sequence[Array]) -> list[Array]:
+    norm = math.sqrt(sum(float((t**2).sum()) for t in tensors))
+    return [t / norm if norm else t for t in tensors]
+
+
+def moved(w: Sequence[Array], direction: Sequence[Array], radius: float) -> list[Array]:
+    return [a + radius * d for a, d in zip(w, direction, strict=True)]
+
+
+RHO, BETA, GAMMA = 0.4, 0.6, 0.5
+
+
+def sam_gradient(w: list[Array], velocity: list[Array], x: Array, y: Any, draws: torch.Generator) -> list[Array]:
+    return Perceptron(moved(w, unit(Perceptron(w, x, y).gradient()), RHO), x, y).gradient()
+
+
+def esam_gradient(w: list[Array], velocity: list[Array], x: Array, y: Any, draws: torch.Generator) -> list[Array]:
+    here = Perceptron(w, x, y)
+    mask = [(torch.rand(a.shape, generator=draws) < BETA).numpy() for a in w]
+    there = moved(w, [d * m for d, m in zip(unit(here.gradient()), mask, strict=True)], RHO / BETA)
+    rise = Perceptron(there, x, y).losses() - here.losses()
+    kept = np.argsort(-rise)[: math.ceil(GAMMA * len(x))]
+    return Perceptron(there, x[kept], y[kept]).gradient()
+
+
+def jsam_gradient(w: list[Array], velocity: list[Array], x: Array, y: Any, draws: torch.Generator) -> list[Array]:
+    here = Perceptron(w, x, y)
+    return Perceptron(moved(w, unit(here.gradient()), RHO), x, y).pull(here.residual())
+
+
+def msam_gradient(w: list[Array], velocity: list[Array], x: Array, y: Any, draws: torch.Generator) -> list[Array]:
+    return Perceptron(moved(w, unit(velocity), RHO), x, y).gradient()
+
+
+RECURSIONS: dict[str, tuple[Callable[..., list[Array]], dict[str, Any]]] = {
+    "sam": (sam_gradient, {}),
+    "esam": (esam_gradient, {"beta": BETA, "gamma": GAMMA}),
+    "j-sam": (jsam_gradient, {}),
+    "msam": (msam_gradient, {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "m"), [(n, m) for n in RECURSIONS for m in (("batch", 5, 1) if n in WITH_CHUNKS else ("batch",))]
+)
+def test_recursion_in_numpy(name: str, m: Any) -> None:
+    """Ten steps with Nesterov momentum and decay; m=5 leaves an uneven last chunk, weighted by its share; m=1 is 1-SAM."""
+    gradient, options = RECURSIONS[name]
+    chunks = {"m": m} if name in WITH_CHUNKS else {}
+    net = Float64(small_network(1, torch.float64))
+    optimizer = member(name, net.params, weight_decay=0.01, rho=RHO, **options, **chunks)
+    draws = torch.Generator()
+    w = [p.detach().numpy().copy() for p in net.params]
+    velocity = [np.zeros_like(a) for a in w]
+    size = 12 if m == "batch" else m
+    for step in range(10):
+        draws.manual_seed(step)
+        x, y = (t.numpy() for t in small_batch(step, dtype=torch.float64))
+        total = [np.zeros_like(a) for a in w]
+        for start in range(0, 12, size):
+            part = slice(start, start + size)
+            grads = gradient(w, velocity, x[part], y[part], draws)
+            total = moved(total, grads, len(x[part]) / 12)
+        decayed = moved(total, w, 0.01)
+        velocity = [0.9 * v + g for v, g in zip(velocity, decayed, strict=True)]
+        w = [a - 0.1 * (g + 0.9 * v) for a, g, v in zip(w, decayed, velocity, strict=True)]
+        train(optimizer, net, [step])
+        for p, a in zip(net.params, w, strict=True):
+            np.testing.assert_allclose(p.detach().numpy(), a, rtol=1e-9, atol=1e-12)
+
+
+def test_j_sam_of_a_linear_network_is_sgd() -> None:
+    """A linear network's Jacobian does not depend on the weights; SAM's step does differ."""
+    results = {}
+    for name in ("sgd", "j-sam", "sam"):
+        torch.manual_seed(0)
+        net = Float64(nn.Linear(6, 3).double())
+        train(member(name, net.params), net, range(4))
+        results[name] = torch.cat([p.detach().flatten() for p in net.params])
+    torch.testing.assert_close(results["j-sam"], results["sgd"], rtol=1e-12, atol=1e-14)
+    assert (results["sam"] - results["sgd"]).abs().max() > 1e-3
+
+
+def test_m_sam_is_the_share_weighted_mean_of_its_chunks() -> None:
+    net = Float64(small_network(2, torch.float64))
+    x, y = small_batch(dtype=torch.float64)
+    optimizer = member("sam", net.params, m=5)
+    parts = []
+    for start, stop in ((0, 5), (5, 10), (10, 12)):
+        chunk = Objective(net, Task(0, x[start:stop], y[start:stop]), cross_entropy)
+        parts.append([g * (stop - start) / 12 for g in optimizer.gradient(chunk, None)])
+    optimizer.step(Objective(net, Task(0, x, y), cross_entropy))
+    for p, pieces in zip(net.params, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(p.grad, sum(pieces), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_sam_against_pytorch_optimizer(norm: bool) -> None:
+    """The same weights over eight steps. Its decay is the base rule's, at w: l2='descent'; its norm is summed in
+    float32, which sets the tolerance. With a plain closure batch norm moves in both passes, there as here."""
+    theirs = pytest.importorskip("pytorch_optimizer").SAM
+    left, right = (small_network(3, torch.float64, norm) for _ in range(2))
+    rule = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+    ours = optim.SAM(left.parameters(), rho=0.2, m="batch", l2="descent", **rule)
+    other = theirs(right.parameters(), torch.optim.SGD, rho=0.2, **rule)
+    for step in range(8):
+        x, y = small_batch(step, dtype=torch.float64)
+        ours.step(closure_of(left, ours, x, y))
+        closure = closure_of(right, other, x, y)
+        closure()
+        other.step(closure)
+    for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def closure_of(module: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(module(x), y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+# bfloat16
+
+
+def naive_sam(module: nn.Module, x: Tensor, y: Tensor, rho: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Both gradients of a SAM that perturbs in place and leaves autocast's cache of casts alone."""
+    params = list(module.parameters())
+    first = torch.autograd.grad(F.cross_entropy(module(x), y), params)
+    with torch.no_grad():
+        norm = global_norm(first)
+        for p, g in zip(params, first, strict=True):
+            p.add_(g, alpha=float(rho / norm))
+    second = torch.autograd.grad(F.cross_entropy(module(x), y), params)
+    return list(first), list(second)
+
+
+def test_one_outer_autocast_is_no_trap() -> None:
+    """Within one autocast, casts of weights are cached: a naive SAM's second gradient is its first. Ours differs."""
+    x, y = small_batch(rows=32)
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = naive_sam(small_network(), x, y, 0.5)
+    assert same(first, second), "the trap is gone: torch no longer caches casts of weights"
+
+    module, seen = small_network(), []
+    optimizer = optim.SAM(module.parameters(), lr=0.1, rho=0.5, m="batch")
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+
+            def closure() -> Tensor:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(module(x), y)
+                loss.backward()
+                seen.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
+                return loss
+
+            optimizer.step(closure)
+    assert [len(grads) for grads in seen] == [4] * 4
+    assert not any(same(seen[i], seen[i + 1]) for i in range(3)), "perturbation or step was not seen by the forward"
+    exact = naive_sam(small_network(), x, y, 0.5)[1]
+    assert cosine(seen[1], exact) > 0.99
+
+
+def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    a, b = (torch.cat([t.flatten().double() for t in tensors]) for tensors in (left, right))
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_bfloat16_keeps_the_direction_of_sam(outer: bool) -> None:
+    """The gradient of SAM in bfloat16 lies along that of float32, also inside a user's autocast."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(32, 1, 8, 8, generator=generator), torch.randint(4, (32,), generator=generator)
+    found: dict[str, dict[str, list[Tensor]]] = {}
+    for precision in ("fp32", "bf16"):
+        for name in ("sgd", "sam"):
+            net = Net(models.build("resnet8", 4, 1, seed=0).train(), precision)
+            objective = Objective(net, Task(0, x, y), cross_entropy)
+            with torch.autocast("cpu", torch.bfloat16, outer and precision == "bf16"):
+                logits = net.logits(x, grad=False)
+                assert logits.dtype == torch.float32
+                grads = member(name, net.params, **({"rho": 0.1} if name == "sam" else {})).gradient(objective, None)
+            found.setdefault(precision, {})[name] = grads
+    assert cosine(found["bf16"]["sam"], found["fp32"]["sam"]) > 0.9
+    # what SAM lives by is the difference of its two gradients: that, too, must survive
+    change = {p: [a - b for a, b in zip(g["sam"], g["sgd"], strict=True)] for p, g in found.items()}
+    assert cosine(change["bf16"], change["fp32"]) > 0.9
+
+
+# laws of every member
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_null_setting_is_the_base_rule_bit_for_bit(name: str) -> None:
+    cls = OPTIMIZERS[name]
+    assert cls.null or issubclass(cls, SGD), "say with which options a step is the base's"
+    base = "adamw" if name == "adamw" else "sgd"
+    results = []
+    for build in (lambda p, **s: SGD(p, base=base, **s), lambda p, **s: cls(p, **cls.null, **s)):
+        net = Net(small_network(4, norm=True))
+        optimizer = build(net.params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01, clip=0.5)
+        train(optimizer, net, range(5))
+        results.append(bits(net.params))
+    assert same(*results)
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_base_rule_is_torchs(base: Any) -> None:
+    """The rule at the bottom is torch.optim's own, reached by another way."""
+    net, other = Net(small_network(5)), Net(small_network(5))
+    if base == "sgd":
+        reference: torch.optim.Optimizer = torch.optim.SGD(
+            other.params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01
+        )
+    else:
+        reference = torch.optim.AdamW(other.params, lr=0.1, betas=(0.9, 0.999), weight_decay=0.01)
+    optimizer = SGD(net.params, base=base, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    train(optimizer, net, range(4))
+    for step in range(4):
+        reference.step(Objective(other, Task(0, *small_batch(step)), cross_entropy))
+    for a, b in zip(net.params, other.params, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+class Spy(Objective):
+    """Notes how far the weights stand from ``origin`` at each evaluation; raises at evaluation ``fail_at``."""
+
+    origin: list[Tensor]
+    distances: list[float]
+    fail_at = 0
+
+    def output(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        moved = [p.detach() - o for p, o in zip(self.params, self.origin, strict=True)]
+        self.distances.append(float(global_norm(moved)))
+        if len(self.distances) == self.fail_at:
+            raise RuntimeError("stop")
+        return super().output(*args, **kwargs)
+
+
+def spy(net: Net, step: int = 9) -> Spy:
+    x, y = small_batch(step, dtype=net.params[0].dtype)
+    objective = Spy(net, Task(0, x, y), cross_entropy)
+    objective.origin, objective.distances = bits(net.params), []
+    return objective
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_weights_are_restored_exactly(name: str) -> None:
+    """To the bit, after the gradient and after an evaluation that raised; w + e - e would differ."""
+    net = Net(small_network(6))
+    optimizer = member(name, net.params)
+    train(optimizer, net, range(2))
+    before = bits(net.params)
+    objective = spy(net)
+    optimizer.gradient(objective, None)
+    assert same(net.params, before)
+    for fail_at in range(1, len(objective.distances) + 1):
+        broken = spy(net)
+        broken.fail_at = fail_at
+        with pytest.raises(RuntimeError, match="stop"):
+            optimizer.gradient(broken, None)
+        assert same(net.params, before)
+
+
+@pytest.mark.parametrize("name", WITH_RADIUS)
+def test_radius(name: str) -> None:
+    """The weights move by rho over all tensors together, in two param groups too; esam: by its mask."""
+    rho = 0.37
+    net = Float64(small_network(7, torch.float64))
+    groups = [{"params": net.params[:2]}, {"params": net.params[2:]}]
+    optimizer = member(name, groups, rho=rho)
+    train(optimizer, net, range(2))
+    objective = spy(net)
+    optimizer.generator = torch.Generator().manual_seed(5)
+    optimizer.gradient(objective, None)
+    expected = rho
+    if name == "esam":
+        draws, g = torch.Generator().manual_seed(5), spy(net).grad()
+        masked = [a * (torch.rand(a.shape, generator=draws) < 0.6) for a in g]
+        expected = rho / 0.6 * float(global_norm(masked) / global_norm(g))
+        assert abs(expected - rho) > 0.01
+    at_w = [d for d in objective.distances if d == 0]
+    assert at_w if OPTIMIZERS[name].begins_at_w else not at_w
+    away = [d for d in objective.distances if d > 0]
+    assert away
+    assert away == pytest.approx([expected] * len(away), rel=1e-10)
+
+
+class Poisoned(nn.Module):
+    """Answers nan in its n-th forward with gradient."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.poison_at, self.calls = module, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.module(x)
+        if torch.is_grad_enabled():
+            self.calls += 1
+            if self.calls == self.poison_at:
+                return logits * torch.nan
+        return logits
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("earlier", [0, 2])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_step_that_is_not_finite_is_skipped_whole(name: str, earlier: int, clip: float | None) -> None:
+    """Whichever evaluation fails, also in the first step of all: weights, momentum and step count stay, it is counted,
+    and training goes on as if the batch had not been."""
+    module = Poisoned(small_network(8))
+    net = Net(module)
+    train(member(name, net.params, clip=clip), net, [0])
+    evaluations = module.calls
+    assert evaluations >= 1
+    for poisoned in range(1, evaluations + 1):
+        results = []
+        for poison in (False, True):
+            module = Poisoned(small_network(8))
+            net = Net(module)
+            optimizer = member(name, net.params, weight_decay=0.01, clip=clip)
+            train(optimizer, net, range(earlier))
+            assert float(optimizer.skipped) == 0
+            if poison:
+                before, state = bits(net.params), copy.deepcopy(optimizer.base.state_dict()["state"])
+                module.calls, module.poison_at = 0, poisoned
+                train(optimizer, net, [99])
+                assert float(optimizer.found_inf) == 1
+                assert same(net.params, before)
+                assert_same_state(optimizer.base.state_dict()["state"], state)
+                module.poison_at = 0
+            train(optimizer, net, [50, 51])
+            assert float(optimizer.found_inf) == 0
+            assert float(optimizer.skipped) == poison
+            results.append(bits(net.params))
+        assert same(*results)
+
+
+def assert_same_state(after: dict[int, Any], before: dict[int, Any]) -> None:
+    """AdamW fills its state in its first step: what is new there must be zero."""
+    for place, slots in after.items():
+        for key, value in slots.items():
+            old = before.get(place, {}).get(key)
+            assert torch.equal(value, torch.zeros_like(value) if old is None else old)
+
+
+def cost_of(name: str, options: Any) -> float:
+    """Forwards plus backwards of the whole batch, from the member's own words."""
+    numbers = {k: v for k, v in options.model_dump().items() if isinstance(v, float)}
+    return float(eval(OPTIMIZERS[name].passes, {"__builtins__": {}}, numbers))
+
+
+@pytest.mark.parametrize("m", ["batch", 4])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_passes_are_as_declared(name: str, m: Any) -> None:
+    net = Net(small_network())
+    optimizer = member(name, net.params, **({"m": m} if name in WITH_CHUNKS else {}))
+    train(optimizer, net, range(3))
+    assert net.forwards + net.backwards == 3 * 12 * cost_of(name, optimizer.options)
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_state_dict_continues_to_the_same_bits(name: str, base: Any) -> None:
+    """Written, read without pickled code, loaded into a new optimizer; refused by another member; no perturbation in it."""
+    net = Net(small_network(9))
+    optimizer = member(name, net.params, base=base)
+    train(optimizer, net, range(3))
+    buffer = io.BytesIO()
+    torch.save({"net": net.module.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+    saved = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+    resumed = Net(small_network(10))
+    resumed.module.load_state_dict(saved["net"])
+    other = member(name, resumed.params, base=base)
+    other.load_state_dict(saved["optimizer"])
+    for o, n in ((optimizer, net), (other, resumed)):
+        for group in o.param_groups:
+            group["lr"] = 0.03  # what a schedule does must reach the base rule
+        train(o, n, range(3, 6))
+    assert same(net.params, resumed.params)
+
+    stranger = member("sgd" if name != "sgd" else "sam", resumed.params)
+    with pytest.raises(UserError, match=f"'{name}'"):
+        stranger.load_state_dict(saved["optimizer"])
+
+    plain = member("adamw" if name == "adamw" else "sgd", net.params, base=base)
+    train(plain, net, [0])
+    assert sizes(saved["optimizer"]["base"]) == sizes(plain.state_dict()["base"])
+    if cls_keeps_nothing(optimizer):
+        assert not sizes(saved["optimizer"]["own"])
+
+
+def cls_keeps_nothing(optimizer: SharpnessAware) -> bool:
+    return type(optimizer).own_state is SharpnessAware.own_state
+
+
+def sizes(state: Any) -> list[int]:
+    return sorted(t.numel() for t in tensors(state))
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from tensors(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors(part)
+
+
+def test_skipped_steps_are_part_of_the_state() -> None:
+    module = Poisoned(small_network())
+    module.poison_at = 1
+    optimizer = member("sam", module.parameters())
+    train(optimizer, Net(module), [0])
+    other = member("sam", small_network().parameters())
+    other.load_state_dict(optimizer.state_dict())
+    assert float(other.skipped) == 1
+
+
+# in anybody's loop
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_closure_and_torch_schedule(name: str) -> None:
+    """The same weights as with an Objective, under a scheduler of torch's; the loss of the first evaluation comes back."""
+    net, module = Net(small_network(11)), small_network(11)
+    optimizer, plain = member(name, net.params, lr=0.2), member(name, module.parameters(), lr=0.2)
+    schedule = torch.optim.lr_scheduler.StepLR(plain, step_size=2, gamma=0.1)
+    losses = []
+    for step in range(6):
+        x, y = small_batch(0)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.2 * 0.1 ** (step // 2)
+        expected = optimizer.step(Objective(net, Task(0, x, y), cross_entropy))
+        losses.append(plain.step(closure_of(module, plain, x, y)).item())
+        assert losses[-1] == pytest.approx(float(expected), rel=1e-6)
+        assert plain.param_groups[0]["lr"] == pytest.approx(0.2 * 0.1 ** (step // 2))
+        schedule.step()
+    for a, b in zip(module.parameters(), net.params, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert losses[-1] < losses[0]
+
+
+def test_param_groups_keep_their_own_settings() -> None:
+    """Groups with their own rate and decay, as torch's SGD treats them; the perturbation spans all groups."""
+    net, other = Net(small_network(12)), Net(small_network(12))
+    settings = [{"lr": 0.2, "weight_decay": 0.1}, {"lr": 0.02, "weight_decay": 0.0}]
+    groups = [[{"params": n.params[i : i + 2], **s} for i, s in zip((0, 2), settings, strict=True)] for n in (net, other)]
+    train(optim.SAM(groups[0], momentum=0.9, rho=0.0, m="batch"), net, range(3))
+    reference = torch.optim.SGD(groups[1], momentum=0.9)
+    for step in range(3):
+        reference.step(Objective(other, Task(0, *small_batch(step)), cross_entropy))
+    for a, b in zip(net.params, other.params, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_frozen_and_unused_weights(name: str) -> None:
+    """A frozen weight is left alone, decay or not; one that the loss does not use gets a gradient of zero."""
+    module, unused = small_network(13), nn.Parameter(torch.ones(3))
+    module[0].weight.requires_grad_(False)
+    frozen, used = module[0].weight.clone(), module[2].weight.clone()
+    optimizer = member(name, [*module.parameters(), unused], weight_decay=0.1, lr=0.01)
+    for step in range(2):
+        optimizer.step(closure_of(module, optimizer, *small_batch(step)))
+    assert torch.equal(module[0].weight, frozen)
+    assert not torch.equal(module[2].weight, used)
+    assert ((unused > 0.9) & (unused < 1)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"m": "batch"}, {"m": 4}])
+@pytest.mark.parametrize("name", NEEDS_ROWS)
+def test_closure_where_rows_are_needed(name: str, options: dict[str, Any]) -> None:
+    module = small_network()
+    optimizer = OPTIMIZERS[name](module.parameters(), **options)
+    before = bits(list(module.parameters()))
+    with pytest.raises(ValueError, match="losses of single rows"):
+        optimizer.step(closure_of(module, optimizer, *small_batch()))
+    assert same(list(module.parameters()), before)
+
+
+def test_closure_cannot_be_cut_into_chunks() -> None:
+    module = small_network()
+    optimizer = optim.SAM(module.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="m='batch'"):
+        optimizer.step(closure_of(module, optimizer, *small_batch()))
+    with pytest.raises(TypeError, match="closure"):
+        optimizer.step()
+
+
+def test_edit_changes_the_gradient_before_clipping() -> None:
+    """A method's edit sees the final gradient and the weights; the norm and the clip come after it."""
+    net = Float64(small_network(14, torch.float64))
+    optimizer = member("sam", net.params, clip=0.5)
+    seen: list[bool] = []
+
+    def edit(grads: list[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+        seen.append(all(g.shape == p.shape for g, p in zip(grads, params, strict=True)))
+        return [torch.ones_like(g) for g in grads]
+
+    optimizer.edit = edit
+    train(optimizer, net, [0])
+    count = sum(p.numel() for p in net.params)
+    assert seen == [True]
+    assert float(optimizer.norm) == pytest.approx(math.sqrt(count))
+    assert all(torch.allclose(p.grad, torch.tensor(0.5 / math.sqrt(count)).double()) for p in net.params)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_gradient_of_zero_moves_nothing(name: str) -> None:
+    """At a stationary point the direction is zero, not nan."""
+    net = Net(small_network())
+    optimizer = member(name, net.params)
+    before = bits(net.params)
+    optimizer.step(Objective(net, Task(0, *small_batch()), lambda logits, task: logits.sum(1) * 0))
+    assert float(optimizer.found_inf) == 0
+    assert same(net.params, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("sam", {"rho": -1.0}, "rho"),
+        ("sam", {"radius": 1.0}, "radius"),
+        ("esam", {"gamma": 0.0}, "gamma"),
+        ("sam", {"m": "some"}, "m"),
+    ],
+)
+def test_wrong_options_are_named(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        optim.options(name, options)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_flag_that_does_not_apply() -> None:
+    with pytest.raises(UserError, match="--rho"):
+        optim.options("sgd", {}, rho=0.1)
+    with pytest.raises(UserError, match="--sam-m"):
+        optim.options("msam", {}, m=8)
+    assert optim.options("sam", {}, rho=0.2, m="batch").model_dump() == {"rho": 0.2, "m": "batch"}

@@ -1,0 +1,356 @@
+"""A run that was stopped in any way ends with the same bits as one that was not.
+
+``NOISYSAM_KILLS=20 pytest tests/test_resume.py`` is the long form: so many kills in each case.
+"""
+
+import csv
+import functools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from noisysam import checkpoint, cli
+from noisysam.config import RunConfig, validate
+from noisysam.records import RunFolder
+from noisysam.train import fit
+
+KILLS = int(os.environ.get("NOISYSAM_KILLS", "2"))
+MEASURED = {"time", "train_seconds", "eval_seconds", "log_seconds", "images_per_second"}  # differ from run to run
+PATIENCE = 120.0  # seconds
+SMALL = {"dataset": "digits", "model": "resnet8", "noise": "0.4", "precision": "fp32"}
+CASES = {
+    "sgd": {"epochs": "8", "ema": "0.9"},
+    "sam": {"epochs": "6", "opt": "sam", "train-subset": "600"},
+    "bootstrap": {"epochs": "4", "method": "bootstrap"},
+    "co-teaching": {"epochs": "4", "method": "co-teaching"},
+    "dividemix": {"epochs": "4", "method": "dividemix", "method-option": "warmup=2", "train-subset": "400"},
+}
+LINES = {"sgd": 8, "sam": 6, "bootstrap": 8, "co-teaching": 4, "dividemix": 4}  # of epochs.csv, over all stages
+
+
+def command(store: Path, **flags: str) -> list[str]:
+    """The arguments of ``noisysam run`` for a small run."""
+    given = {**SMALL, **{name.replace("_", "-"): value for name, value in flags.items()}}
+    return ["run", *(part for name, value in given.items() for part in (f"--{name}", value)), "--no-track",
+            "--store", str(store)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spawn() -> Callable[[list[str]], BaseProcess]:
+    """Starts ``noisysam`` with the given arguments in a process of its own, forked from one that has imported torch
+    and has one thread."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["noisysam.train", "noisysam.sweep", "noisysam.progress"])
+
+    def start(arguments: list[str]) -> BaseProcess:
+        process = context.Process(target=cli._run, args=(arguments,))
+        process.start()
+        return process
+
+    return start
+
+
+def folder_of(store: Path) -> Path | None:
+    """The one run of a store."""
+    found = [path.parent for path in store.glob("*/record.json")]
+    return found[0] if found else None
+
+
+def lines_of(store: Path) -> int:
+    """Epochs that are in the run's epochs.csv."""
+    folder = folder_of(store)
+    if folder is None or not (folder / "epochs.csv").exists():
+        return 0
+    return len((folder / "epochs.csv").read_text().splitlines()) - 1
+
+
+def wait_for(store: Path, lines: int, ended: Callable[[], bool]) -> None:
+    """Until epochs.csv has so many lines, or the process ended."""
+    start = time.monotonic()
+    while lines_of(store) < lines and not ended():
+        assert time.monotonic() - start < PATIENCE, "no progress"
+        time.sleep(0.002)
+
+
+def bits(store: Path) -> dict[str, Any]:
+    """All of a finished run that must not depend on how often it was stopped."""
+    folder = folder_of(store)
+    assert folder is not None
+    record = json.loads((folder / "record.json").read_text())
+    assert record["status"] == "finished"
+    assert record["error"] is None
+    assert {path.name for path in folder.iterdir()} == {"record.json", "epochs.csv", "weights.safetensors", "lock"}
+    with (folder / "epochs.csv").open(newline="") as file:
+        epochs = [{k: v for k, v in line.items() if k not in MEASURED} for line in csv.DictReader(file)]
+    counts = {k: v for k, v in record["cost"].items() if k.endswith(("steps", "samples", "evaluations"))}
+    weights = (folder / "weights.safetensors").read_bytes()
+    return {"key": record["key"], "results": record["results"], "cost": counts, "epochs": epochs, "weights": weights}
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Bit for bit, the small parts first."""
+    for name in ("key", "epochs", "results", "cost"):
+        assert found[name] == wanted[name], name
+    assert found["weights"] == wanted["weights"], "weights.safetensors differ"  # no diff of bytes in the report
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_again_and_again(
+    case: str, tmp_path: Path, spawn: Callable[[list[str]], BaseProcess], record_property: Callable[[str, Any], None]
+) -> None:
+    whole = spawn(command(tmp_path / "whole", **CASES[case]))
+    whole.join(PATIENCE)
+    wanted = bits(tmp_path / "whole")
+    assert len(wanted["epochs"]) == LINES[case]
+
+    rng, store, killed = random.Random(case), tmp_path / "killed", []
+    for turn in range(KILLS):  # one kill in each of so many parts of the run, at any moment of an epoch
+        target = int(LINES[case] * (turn + rng.random()) / KILLS)
+        process = spawn(command(store, **CASES[case]))
+        wait_for(store, target, lambda process=process: process.exitcode is not None)
+        time.sleep(rng.random() * 0.3)
+        process.kill()
+        process.join(PATIENCE)
+        killed.append(process.exitcode == -signal.SIGKILL)
+    record_property("killed", sum(killed))
+    assert killed[0], "the run ended before it was killed"
+    last = spawn(command(store, **CASES[case]))
+    last.join(PATIENCE)
+    assert_same(bits(store), wanted)
+
+
+def real(store: Path, **flags: str) -> "subprocess.Popen[str]":
+    """A process as a person starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "noisysam", *command(store, **flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+    )
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory, spawn: Callable[[list[str]], BaseProcess]) -> dict[str, Any]:
+    """What the real processes below must end with."""
+    store = tmp_path_factory.mktemp("long")
+    process = spawn(command(store, epochs="30"))
+    process.join(PATIENCE)
+    return bits(store)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_a_real_process_is_stopped(number: signal.Signals, tmp_path: Path, long_run: dict[str, Any]) -> None:
+    process = real(tmp_path, epochs="30")
+    wait_for(tmp_path, 2, lambda: process.poll() is not None)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=PATIENCE)
+    folder = folder_of(tmp_path)
+    assert folder is not None
+    record = json.loads((folder / "record.json").read_text())
+    assert out == ""
+    assert "Traceback" not in err
+    assert 2 <= lines_of(tmp_path) < 30
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+        assert record["status"] == "running"
+        again = real(tmp_path, epochs="30")
+        out, err = again.communicate(timeout=PATIENCE)
+        assert again.returncode == 0, err
+        assert out.startswith(f"run {long_run['key']}")
+        assert_same(bits(tmp_path), long_run)
+    else:
+        assert process.returncode == 130
+        assert record["status"] == "interrupted"
+        own = [line for line in err.splitlines() if line.startswith("noisysam: ")]
+        assert own == ["noisysam: stopped; the last whole epoch is saved: the same command resumes"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_the_same_command_resumes_after_a_signal(
+    number: signal.Signals, tmp_path: Path, spawn: Callable[[list[str]], BaseProcess], long_run: dict[str, Any]
+) -> None:
+    # a forked process has no handler of SIGTERM, which main installs: it dies of it, as of a kill
+    process = spawn(command(tmp_path, epochs="30"))
+    wait_for(tmp_path, 4, lambda: process.exitcode is not None)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(PATIENCE)
+    assert lines_of(tmp_path) < 30
+    last = spawn(command(tmp_path, epochs="30"))
+    last.join(PATIENCE)
+    assert_same(bits(tmp_path), long_run)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(
+    tmp_path: Path,
+    spawn: Callable[[list[str]], BaseProcess],
+    long_run: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    process = spawn(command(tmp_path, epochs="30"))
+    wait_for(tmp_path, 1, lambda: process.exitcode is not None)
+    assert cli._run(command(tmp_path, epochs="30")) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.splitlines()[-1]
+    assert last == f"noisysam: run {long_run['key']} is being trained by another process: wait for it"
+    process.join(PATIENCE)
+    assert_same(bits(tmp_path), long_run)
+
+
+# damaged checkpoints
+
+
+class Stop:
+    """A watch that stops the run after an epoch."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def step(self, stage: int, epoch: int, number: int, of: int) -> None: ...
+
+    def epoch(self, stage: int, number: int, of: int, line: dict[str, Any]) -> None:
+        if number == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return validate({**SMALL, "epochs": 5, "train_subset": 600, "opt": "sam", "ema": 0.9})
+
+
+@pytest.fixture(scope="module")
+def stopped(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A store with a run that stopped after three of five epochs, and what the whole run gives."""
+    folder = tmp_path_factory.mktemp("stopped")
+    fit(config, store=folder / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, store=folder / "part", watch=Stop(2))
+    return folder / "part", bits(folder / "whole")
+
+
+def flipped(content: bytes) -> bytes:
+    """With one bit changed in the middle."""
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "flipped": flipped,
+    "empty": lambda content: b"",
+    "shorter than its digest": lambda content: content[:20],
+    "other file": lambda content: b"something else entirely, and longer than the digest is\n" * 9,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("both", [False, True], ids=["current", "both"])
+def test_damaged_checkpoints(
+    damage: str, both: bool, config: RunConfig, stopped: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    part, wanted = stopped
+    shutil.copytree(part, tmp_path, dirs_exist_ok=True)
+    folder = folder_of(tmp_path)
+    assert folder is not None
+    names = [checkpoint.CURRENT, checkpoint.PREVIOUS][: 1 + both]
+    for name in names:
+        (folder / name).write_bytes(DAMAGE[damage]((folder / name).read_bytes()))
+    with pytest.warns(UserWarning, match="is damaged") as caught:
+        fit(config, store=tmp_path)
+    said = [str(w.message) for w in caught if "is damaged" in str(w.message)]
+    ends = ["falling back to the checkpoint before it", "starting over"][: 1 + both]
+    assert said == [f"{folder / name} is damaged: {end}" for name, end in zip(names, ends, strict=True)]
+    assert_same(bits(tmp_path), wanted)
+
+
+def test_missing_checkpoints(config: RunConfig, stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """A kill between the two renames of a save leaves the previous one alone; a lone damaged one starts over."""
+    part, wanted = stopped
+    for name, leave in (("renamed", False), ("lone", True)):
+        shutil.copytree(part, tmp_path / name)
+        folder = folder_of(tmp_path / name)
+        assert folder is not None
+        if leave:
+            (folder / checkpoint.PREVIOUS).unlink()
+            (folder / checkpoint.CURRENT).write_bytes(b"")
+            with pytest.warns(UserWarning, match="is damaged: starting over"):
+                fit(config, store=tmp_path / name)
+        else:
+            (folder / checkpoint.CURRENT).rename(folder / checkpoint.PREVIOUS)
+            (folder / f".{checkpoint.CURRENT}.4711").write_bytes(b"half of a checkpo")
+            fit(config, store=tmp_path / name)
+        assert_same(bits(tmp_path / name), wanted)
+
+
+def test_a_checkpoint_is_read_without_running_its_code(tmp_path: Path) -> None:
+    import hashlib
+    import io
+
+    import torch
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "evil",))
+
+    buffer = io.BytesIO()
+    torch.save({"state": Evil()}, buffer)
+    content = buffer.getvalue()
+    (tmp_path / checkpoint.CURRENT).write_bytes(hashlib.sha256(content).digest() + content)
+    with pytest.raises(Exception, match="weights_only"):
+        checkpoint.load(tmp_path, torch.device("cpu"))
+    assert not (tmp_path / "evil").exists()
+
+
+# ends that are not a finish
+
+
+def test_interrupted_record(stopped: tuple[Path, dict[str, Any]]) -> None:
+    part, wanted = stopped
+    record = RunFolder(part, wanted["key"]).record
+    assert record is not None
+    assert record["status"] == "interrupted"
+    assert record["error"] is None
+    assert record["results"] == {}
+    assert record["cost"]["steps"] == sum(int(line["steps"]) for line in wanted["epochs"][:3])
+
+
+def test_a_diverging_run_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._run(command(tmp_path, epochs="3", lr="1e10")) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("noisysam: diverged: ")
+    folder = folder_of(tmp_path)
+    assert folder is not None
+    record = json.loads((folder / "record.json").read_text())
+    assert record["status"] == "failed"
+    assert record["error"].startswith("diverged: ")
+    assert record["results"] == {}
+    assert 1 <= lines_of(tmp_path) <= 3
+    assert not (folder / "weights.safetensors").exists()
+
+
+def test_a_diverged_run_does_not_become_a_finished_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert cli._run(command(tmp_path, epochs="2", lr="1e10")) == 1
+        assert capsys.readouterr().err.splitlines()[-1].startswith("noisysam: diverged: ")
+
+
+def test_a_run_that_ends_in_nan_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._run(command(tmp_path, epochs="1", lr="1e10")) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("noisysam: diverged: ")
