@@ -46,6 +46,6 @@ def load(folder: Path, device: torch.device) -> dict[str, Any] | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete the checkpoints of a finished run, and what a killed process left of one."""
-    for path in (folder / CURRENT, folder / PREVIOUS, *folder.glob(f".{CURRENT}.*")):
-        path.unlink(missing_ok=True)
+    """Delete the checkpoints of a finished run."""
+    for name in (CURRENT, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ COMPILE_PAYS_FROM = {"cuda": 2_000_000, "cpu": 50_000}  # images; below, compili
 
 def resolve(config: RunConfig, images: int) -> dict[str, Any]:
     """Device, precision, compilation and threads for a run that draws ``images`` images a stage."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA on every machine
     device = resolve_device(config.device)
     return {
         "device": str(device),
@@ -75,13 +77,19 @@ def resolve_compile(config: RunConfig, device: torch.device, images: int) -> boo
 @cache
 def compiler_works(device: torch.device) -> bool:
     """Whether ``torch.compile`` can build a kernel on this machine."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA on every machine
     if device.type == "cpu" and shutil.which("g++") is None:
         return False
     try:
         return bool(torch.compile(lambda x: (x + 1).relu())(torch.ones(8, device=device)).sum() == 16)
     except Exception:  # whatever is missing, the answer is no
         return False
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent in ``torch.compile`` so far."""
+    if "torch._dynamo.utils" not in sys.modules:
+        return 0.0
+    return float(sys.modules["torch._dynamo.utils"].calculate_time_spent().get("total_wall_time", 0.0))
 
 
 def device_name(device: torch.device) -> str:

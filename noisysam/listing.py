@@ -21,7 +21,7 @@ def entries(what: str) -> list[dict[str, Any]]:
         "noise": noise.NOISE,
     }[what]
     found = []
-    for name, item in registry.items():
+    for name, item in sorted(registry.items()):
         entry: dict[str, Any] = {"name": name, "summary": summary(item), "source": item.source}
         if hasattr(item, "Options"):
             entry["options"] = [

@@ -75,6 +75,9 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"run {self.key} is being trained by another process: wait for it") from None
+            for name in ("record.json", "epochs.csv", "checkpoint.pt"):
+                for half in self.path.glob(f".{name}.*"):  # left by a process that was killed as it wrote
+                    half.unlink()
             yield
 
 

@@ -24,7 +24,7 @@ from noisysam.environment import environment
 from noisysam.errors import RunFailed, UserError
 from noisysam.evaluate import Evaluator
 from noisysam.loader import Batch, Loader
-from noisysam.methods import Facts, Stage
+from noisysam.methods import Facts, Stage, Study
 from noisysam.objective import Net, Objective
 from noisysam.problem import Problem, prepare
 from noisysam.records import RECORD_SCHEMA, RunFolder
@@ -184,7 +184,7 @@ class Training:
             self.lines, self.memo = saved["lines"], saved["memo"]
         self._write("running")
         try:
-            for number, stage in enumerate(self.method.stages(self)):
+            for number, stage in enumerate(self.method.stages(Study(self.predict))):
                 self.stage = number
                 if saved is not None and number < saved["stage"]:
                     continue
@@ -205,7 +205,7 @@ class Training:
             raise
         return Result(self.folder.key, self.folder.path, self.record)
 
-    def predict(self, which: str = "last") -> Tensor:
+    def predict(self, which: str) -> Tensor:
         """For ``Method.stages``: the reported logits of the stage that just ended, remembered for a resume."""
         name = f"{self.stage}/{which}"
         if name not in self.memo:
@@ -264,10 +264,11 @@ class Training:
 
     def _epoch(self, epoch: int, stage: Stage) -> None:
         """Train, measure, write down, checkpoint, send: in this order."""
-        clock = Clock(self.device)
+        clock, compiled = Clock(self.device), hardware.compile_seconds()
         line: dict[str, Any] = {"stage": self.stage, "epoch": epoch, "time": time.time()}
         line |= self._train(epoch, stage)
-        line["train_seconds"] = clock.lap()
+        line["compile_seconds"] = hardware.compile_seconds() - compiled
+        line["train_seconds"] = clock.lap() - line["compile_seconds"]
         line["images_per_second"] = line.pop("images") / line["train_seconds"]
         last = self.settings.epochs - 1 - epoch
         if (epoch + 1) % self.settings.eval_every == 0 or last < EVALUATED_AT_THE_END:
@@ -516,7 +517,8 @@ def cost(lines: list[dict[str, Any]]) -> dict[str, Any]:
         name: sum(line.get(name) or 0 for line in lines)
         for name in ("steps", "skipped_steps", "forward_samples", "gradient_samples")
     }
-    seconds = {n: sum(line.get(n) or 0.0 for line in lines) for n in ("train_seconds", "eval_seconds", "log_seconds")}
+    names = ("train_seconds", "eval_seconds", "log_seconds", "compile_seconds")
+    seconds = {name: sum(line.get(name) or 0.0 for line in lines) for name in names}
     images = sum(line["images_per_second"] * line["train_seconds"] for line in lines)
     return {
         **total,

@@ -9,9 +9,9 @@ from pydantic import BaseModel, create_model
 
 from noisysam.errors import UserError
 from noisysam.methods import bootstrap, coteaching, dividemix, elr, losses, mixup  # noqa: F401  (they register)
-from noisysam.methods.base import METHODS, Facts, Method, Options, Stage, parse, validated
+from noisysam.methods.base import METHODS, Facts, Method, Options, Stage, Study, parse, validated
 
-__all__ = ["METHODS", "Facts", "Method", "Options", "Stage", "compose", "knows", "options"]
+__all__ = ["METHODS", "Facts", "Method", "Options", "Stage", "Study", "compose", "knows", "options"]
 
 
 @cache

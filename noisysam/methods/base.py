@@ -63,13 +63,13 @@ class Stage:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class Study(Protocol):
+@dataclass(frozen=True)
+class Study:
     """What ``stages`` may ask for between two stages."""
 
-    def predict(self, which: str = "last") -> Tensor:
-        """Reported logits (n, K) of the stage that just ended, for the training set: at its last epoch, or at the
-        epoch 'selected' on noisy validation labels."""
-        ...
+    predict: Callable[[str], Tensor]
+    """``predict(which)``: the reported logits (n, K) of the stage that just ended, for the training set: at its 'last'
+    epoch, or at the one 'selected' on noisy validation labels."""
 
 
 class Method(nn.Module):

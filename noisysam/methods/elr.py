@@ -17,7 +17,7 @@ class ELROptions(Options):
     strength: float = Field(3.0, ge=0, description="lambda (CIFAR-10: 3, asymmetric: 1; CIFAR-100: 7)")
 
 
-@METHODS.register("elr", source="arXiv 2007.00151, equations 6 and 9")
+@METHODS.register("elr", source="arXiv 2007.00151, section 4")
 class ELR(Method):
     """Early-learning regularisation: CE + lambda log(1 - <p, t>), t a running average of each sample's predictions.
 

@@ -16,7 +16,7 @@ class GCEOptions(Options):
     q: float = Field(0.7, gt=0, le=1, description="0: cross-entropy (limit), 1: mean absolute error (published 0.7)")
 
 
-@METHODS.register("gce", source="arXiv 1805.07836, equation 6")
+@METHODS.register("gce", source="arXiv 1805.07836, the L_q loss")
 class GCE(Method):
     """Generalised cross-entropy, (1 - p_y^q) / q."""
 

@@ -15,7 +15,7 @@ class MixupOptions(Options):
     alpha: float = Field(1.0, gt=0, description="of Beta(alpha, alpha); arXiv 2010.01412 tries 1, 8, 16, 32")
 
 
-@METHODS.register("mixup", source="arXiv 1710.09412, equation 1")
+@METHODS.register("mixup", source="arXiv 1710.09412")
 class Mixup(Method):
     """Mixup: each row is mixed with another of its batch, inputs and labels by one weight per batch."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,7 +30,7 @@ class Radius(Options):
 class Chunked(Radius):
     """Settings of the members that perturb each chunk of m rows for itself."""
 
-    m: int | Literal["batch"] = Field(
+    m: Annotated[int, Field(ge=1)] | Literal["batch"] = Field(
         32, description="rows that share one perturbation (m-sharpness, arXiv 2010.01412, section 4.1), or batch"
     )
 

@@ -7,7 +7,7 @@ from noisysam.objective import Objective, Rows
 from noisysam.optim.base import OPTIMIZERS, Chunked, SharpnessAware
 
 
-@OPTIMIZERS.register("j-sam", source="arXiv 2405.03676, section 3; batched, the functional SAM of arXiv 2502.02407")
+@OPTIMIZERS.register("j-sam", source="arXiv 2405.03676; batched: functional SAM, arXiv 2502.02407")
 class JSAM(SharpnessAware):
     """J-SAM: the Jacobian of the logits at the perturbed weights, the loss's derivative by the logits at w."""
 

@@ -1,0 +1,67 @@
+"""What needs a CUDA device: skipped where there is none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import noisysam
+from noisysam.errors import RunFailed
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+SMALL = {"dataset": "digits", "model": "resnet8", "epochs": 3, "noise": 0.4, "batch": 64, "device": "cuda"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("method", "opt"), [("ce", "sgd"), ("ce", "sam"), ("elr", "sam"), ("co-teaching", "esam"), ("dividemix", "j-sam")]
+)
+def test_trains_on_cuda(tmp_path: Path, method: str, opt: str, precision: str) -> None:
+    options = {"warmup": 1} if method == "dividemix" else {}
+    config = noisysam.RunConfig(**SMALL, method=method, method_option=options, opt=opt, precision=precision)
+    result = noisysam.fit(config, store=tmp_path)
+    assert result.last > 0.2
+    assert result.record["resolved"]["device"] == "cuda"
+
+
+def test_resume_is_bit_equal_with_deterministic_kernels(tmp_path: Path) -> None:
+    class Stop:
+        def step(self, *_: object) -> None: ...
+
+        def epoch(self, stage: int, number: int, of: int, line: dict[str, object]) -> None:
+            if number == 1:
+                raise RunFailed("stopped by the test")
+
+    config = noisysam.RunConfig(**SMALL, opt="sam", deterministic=True)
+    whole = noisysam.fit(config, store=tmp_path / "whole")
+    with pytest.raises(RunFailed):
+        noisysam.fit(config, store=tmp_path / "parts", watch=Stop())
+    parts = noisysam.fit(config, store=tmp_path / "parts")
+    weights = [(r.folder / "weights.safetensors").read_bytes() for r in (whole, parts)]
+    assert weights[0] == weights[1]
+
+
+def test_epoch_does_not_synchronise(tmp_path: Path) -> None:
+    """A step enqueues work and reads nothing back: torch's own detector raises where it does."""
+    from noisysam.problem import prepare
+    from noisysam.records import RunFolder
+    from noisysam.train import Stage, Training
+
+    config = noisysam.RunConfig(**SMALL, opt="sam")
+    problem = prepare(config)
+    training = Training(config, problem, problem.digests, RunFolder(tmp_path, "sync"))
+    training.stage = 0
+    training._begin(Stage())
+    training._train(0, Stage())  # kernels are loaded, workspaces allocated
+    batches = list(training.loader.epoch(0, 1))
+    sums = torch.zeros(3, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            training._step(batch, 0.1, sums)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
