@@ -333,7 +333,7 @@ def noise() -> None:
 @click.option("--data-dir", type=click.Path(path_type=Path))
 @click.option("--type", "kind", default="symmetric", show_default=True, help="see `noisysam list noise`")
 @click.option("--rate", type=float, default=0.0, show_default=True, help="share of selected samples")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--draw", type=click.Choice(["exact", "bernoulli"]), default="exact", show_default=True)
 @json_option
 def noise_make(

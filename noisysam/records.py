@@ -204,7 +204,7 @@ def import_study(source: Path, store: Path) -> int:
     keys = [name.split("/")[0] for name in content["files"] if name.endswith("/record.json")]
     for key in keys:
         given = RunFolder(source, key).record
-        if given is None or given["key"] != key or given["status"] != "finished":
+        if given is None or given.get("key") != key or given.get("status") != "finished":
             raise UserError(f"{source / key}: holds no record of a finished run {key}; export it again")
     for key in keys:
         record = RunFolder(store, key).record

@@ -176,6 +176,7 @@ def ray_tasks(job: Job, cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
         raise UserError("--jobs needs Ray: pip install 'noisysam[ray]', or leave --jobs out") from None
     quiet = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: whatever else runs would starve the study
     ray.init(
         num_cpus=jobs, include_dashboard=False, log_to_driver=False, logging_level="warning", configure_logging=False
     )
