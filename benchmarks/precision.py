@@ -39,7 +39,7 @@ def main() -> None:
         n = len(differences)
         half = stats.t.ppf(0.95, n - 1) * differences.std(ddof=1) / np.sqrt(n)
         low, high = differences.mean() - half, differences.mean() + half
-        verdict = "equivalent" if -MARGIN < low and high < MARGIN else "not shown to be equivalent"
+        verdict = "equivalent" if low > -MARGIN and high < MARGIN else "not shown to be equivalent"
         print(f"{row}: {differences.mean():+.2f} points [{low:+.2f}, {high:+.2f}], n={n}: {verdict} within {MARGIN:g}")
 
 

@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,21 @@ def compile_seconds() -> float:
     if "torch._dynamo.utils" not in sys.modules:
         return 0.0
     return float(sys.modules["torch._dynamo.utils"].calculate_time_spent().get("total_wall_time", 0.0))
+
+
+@contextmanager
+def settings(threads: int, deterministic: bool) -> Iterator[None]:
+    """Torch's settings for the whole process while a run trains: threads, denormals flushed, deterministic kernels."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    torch.use_deterministic_algorithms(deterministic or before[1])
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_flush_denormal(False)
+        torch.use_deterministic_algorithms(before[1])
 
 
 def device_name(device: torch.device) -> str:

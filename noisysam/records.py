@@ -84,8 +84,7 @@ class RunFolder:
 def _number(text: str | None) -> float | None:
     if not text:
         return None
-    value = float(text)
-    return int(value) if value.is_integer() and "." not in text and "e" not in text else value
+    return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
 @contextmanager

@@ -93,7 +93,9 @@ def fit(
                 tracker(folder).sync(final=True)
             return Result(folder.key, folder.path, record)
         problem.save_labels(store)
-        return Training(config, problem, digests, folder, network, tracker, watch).fit()
+        training = Training(config, problem, digests, folder, network, tracker, watch)
+        with hardware.settings(training.resolved["threads"], config.deterministic):
+            return training.fit()
 
 
 def _network_digest(module: nn.Module) -> str:
@@ -124,10 +126,6 @@ class Training:
         self.resolved = earlier.get("resolved") or hardware.resolve(config, images)
         self._check_machine()
         self.device = torch.device(self.resolved["device"])
-        torch.set_flush_denormal(True)
-        if config.deterministic:
-            torch.use_deterministic_algorithms(True)
-
         self.loader = Loader(
             problem.dataset,
             torch.from_numpy(problem.chosen[problem.train]),
@@ -167,7 +165,6 @@ class Training:
                 f"run {self.folder.key} began on {device}: resume it there, or delete {self.folder.path} to start over"
             )
         hardware.resolve_device(str(device))
-        torch.set_num_threads(self.resolved["threads"])
 
     def _configured_network(self, seed: int) -> nn.Module:
         c, images = self.config, self.problem.dataset.train_images

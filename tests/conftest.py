@@ -18,6 +18,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _denormals() -> None:
+    """A run flushes them, for good; hypothesis would refuse to draw floats after it."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def make_dataset() -> Callable[..., Dataset]:
     """A data set in memory: 4 classes of 8x8 images, each a pattern of its own under noise."""

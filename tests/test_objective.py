@@ -405,7 +405,7 @@ def test_objective_is_torchs_closure() -> None:
 
 
 def test_output_without_gradient_counts_its_forward() -> None:
-    module, net = smooth()
+    _, net = smooth()
     objective = Objective(net, task(), weighted)
     logits, losses = objective.output(grad=False)
     assert not logits.requires_grad

@@ -183,7 +183,7 @@ RECURSIONS: dict[str, tuple[Callable[..., list[Array]], dict[str, Any]]] = {
     ("name", "m"), [(n, m) for n in RECURSIONS for m in (("batch", 5, 1) if n in WITH_CHUNKS else ("batch",))]
 )
 def test_recursion_in_numpy(name: str, m: Any) -> None:
-    """Ten steps with Nesterov momentum and decay; m=5 leaves an uneven last chunk, weighted by its share; m=1 is 1-SAM."""
+    """Ten steps with Nesterov momentum and decay; m=5 leaves an uneven last chunk, weighted by its share."""
     gradient, options = RECURSIONS[name]
     chunks = {"m": m} if name in WITH_CHUNKS else {}
     net = Float64(small_network(1, torch.float64))
@@ -504,7 +504,7 @@ def test_passes_are_as_declared(name: str, m: Any) -> None:
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
 @pytest.mark.parametrize("name", MEMBERS)
 def test_state_dict_continues_to_the_same_bits(name: str, base: Any) -> None:
-    """Written, read without pickled code, loaded into a new optimizer; refused by another member; no perturbation in it."""
+    """Written, read without pickled code, loaded into a new optimizer; no perturbation in it; refused by others."""
     net = Net(small_network(9))
     optimizer = member(name, net.params, base=base)
     train(optimizer, net, range(3))
@@ -567,7 +567,7 @@ def test_skipped_steps_are_part_of_the_state() -> None:
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_closure_and_torch_schedule(name: str) -> None:
-    """The same weights as with an Objective, under a scheduler of torch's; the loss of the first evaluation comes back."""
+    """The same weights as with an Objective, under a scheduler of torch's; the first evaluation's loss comes back."""
     net, module = Net(small_network(11)), small_network(11)
     optimizer, plain = member(name, net.params, lr=0.2), member(name, module.parameters(), lr=0.2)
     schedule = torch.optim.lr_scheduler.StepLR(plain, step_size=2, gamma=0.1)
@@ -590,7 +590,9 @@ def test_param_groups_keep_their_own_settings() -> None:
     """Groups with their own rate and decay, as torch's SGD treats them; the perturbation spans all groups."""
     net, other = Net(small_network(12)), Net(small_network(12))
     settings = [{"lr": 0.2, "weight_decay": 0.1}, {"lr": 0.02, "weight_decay": 0.0}]
-    groups = [[{"params": n.params[i : i + 2], **s} for i, s in zip((0, 2), settings, strict=True)] for n in (net, other)]
+    groups = [
+        [{"params": n.params[i : i + 2], **s} for i, s in zip((0, 2), settings, strict=True)] for n in (net, other)
+    ]
     train(optim.SAM(groups[0], momentum=0.9, rho=0.0, m="batch"), net, range(3))
     reference = torch.optim.SGD(groups[1], momentum=0.9)
     for step in range(3):
@@ -668,7 +670,8 @@ def test_gradient_of_zero_moves_nothing(name: str) -> None:
         ("sam", {"rho": -1.0}, "rho"),
         ("sam", {"radius": 1.0}, "radius"),
         ("esam", {"gamma": 0.0}, "gamma"),
-        ("sam", {"m": "some"}, "m"),
+        ("sam", {"m": "some"}, "option m"),
+        ("sam", {"m": 0}, "option m"),
     ],
 )
 def test_wrong_options_are_named(name: str, options: dict[str, Any], words: str) -> None:

@@ -1,0 +1,244 @@
+"""Every method with every kind of optimizer, through the real loop: state once, pure losses, counted passes, resume."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from noisysam import fit
+from noisysam.config import RunConfig
+from noisysam.data import Dataset
+from noisysam.loader import Batch
+from noisysam.methods import METHODS, Facts, compose
+from noisysam.methods import options as method_options
+from noisysam.objective import Task
+from noisysam.optim import OPTIMIZERS
+from noisysam.problem import prepare
+from noisysam.records import RunFolder
+from noisysam.train import Training
+
+ROWS, SAMPLES, STEPS = 16, 48, 3
+OWN_OPTIONS: dict[str, dict[str, Any]] = {
+    "dividemix": {"warmup": 1, "ramp": 1},
+    "co-teaching": {"forget_rate": 0.3, "ramp": 1},
+    "co-teaching,mixup": {"forget_rate": 0.3, "ramp": 1},
+}
+RECIPES = [*METHODS, "bootstrap,mixup", "co-teaching,mixup"]
+# settings; forwards and backwards of the rows that are trained on; whether a planning forward is saved
+RULES: dict[str, tuple[dict[str, Any], float, float, bool]] = {
+    "sgd": ({"opt": "sgd"}, 1, 1, True),
+    "sam": ({"opt": "sam", "sam_m": "batch"}, 2, 2, True),
+    "sam, m=8": ({"opt": "sam", "sam_m": 8}, 2, 2, False),
+    "esam": ({"opt": "esam", "sam_m": "batch"}, 2.5, 1.5, True),
+    "j-sam": ({"opt": "j-sam", "sam_m": "batch"}, 2, 2, True),
+    "msam": ({"opt": "msam"}, 1, 1, False),
+}
+PAIRS = [(method, rule) for method in RECIPES for rule in RULES]
+NOT_REPEATABLE = {"time", "train_seconds", "eval_seconds", "log_seconds", "images_per_second"}
+
+Configure = Callable[..., RunConfig]
+
+
+def configuration(digits: Configure, method: str, rule: str, **values: Any) -> RunConfig:
+    plain: dict[str, Any] = {"train_subset": None, "val_fraction": 0.25, "batch": ROWS}
+    settings = {**plain, **RULES[rule][0], **values}
+    return digits(method=method, method_option=OWN_OPTIONS.get(method, {}), **settings)
+
+
+@pytest.fixture(scope="module")
+def images(make_dataset: Callable[..., Dataset]) -> Dataset:
+    return make_dataset(train=64)  # 48 of them to train on
+
+
+def training(config: RunConfig, dataset: Dataset, store: Path) -> Training:
+    """A run before its first step, as ``fit`` makes it."""
+    problem = prepare(config, dataset)
+    problem.save_labels(store)
+    return Training(config, problem, problem.digests, RunFolder(store, config.key(problem.digests)))
+
+
+def snapshot(method: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
+def equal(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    return left.keys() == right.keys() and all(same(left[name], right[name]) for name in left)
+
+
+def same(left: Any, right: Any) -> bool:
+    return torch.equal(left, right) if isinstance(left, Tensor) else left == right
+
+
+class Witness:
+    """Watches a run step by step and checks what the contract says."""
+
+    def __init__(self, run: Training) -> None:
+        self.run, self.method, self.plans, self.losses = run, run.method, 0, 0
+        self.written: dict[str, Tensor] = {}
+        self.loss, self.plan, self.step = run.method.loss, run.method.plan, run._step
+        run._step = self.checked_step  # type: ignore[method-assign]
+        run.method.loss = self.checked_loss  # type: ignore[method-assign]
+        if self.plan is not None:
+            run.method.plan = self.checked_plan
+
+    def draws(self) -> list[Any]:
+        assert self.method.generator is not None
+        return [
+            self.method.generator.get_state().tolist(),
+            self.method.rng.bit_generator.state,
+            torch.get_rng_state().tolist(),
+            np.random.get_state()[1].tolist(),  # noqa: NPY002
+        ]
+
+    def weights(self) -> list[Tensor]:
+        return [p.detach().clone() for net in self.run.nets for p in net.params]
+
+    def checked_step(self, batch: Batch, rate: float, sums: Tensor) -> int:
+        """State is written once, by the plan; no other part of a step touches it."""
+        self.at_w, self.plans_before, before = self.weights(), self.plans, snapshot(self.method)
+        self.written = before
+        steps = self.step(batch, rate, sums)
+        assert self.plans - self.plans_before == (self.plan is not None)
+        assert equal(snapshot(self.method), self.written), "state was written outside of the plan"
+        return steps
+
+    def checked_plan(self, tasks: Sequence[Task], logits: Sequence[Tensor]) -> None:
+        """The plan sees every network at its unperturbed weights, before any of them moved, and no graph."""
+        self.plans += 1
+        assert all(torch.equal(a, b) for a, b in zip(self.weights(), self.at_w, strict=True)), "weights moved"
+        for task, z in zip(tasks, logits, strict=True):
+            assert not z.requires_grad
+            with torch.no_grad():
+                clean = copy.deepcopy(self.run.nets[task.network].module)(task.inputs)
+            assert torch.equal(clean, z), "the plan's logits are not those at the unperturbed weights"
+        assert self.plan is not None
+        self.plan(tasks, logits)
+        self.written = snapshot(self.method)
+
+    def checked_loss(self, logits: Tensor, task: Task) -> Tensor:
+        """Called twice it gives the same bits; it writes nothing and draws nothing."""
+        self.losses += 1
+        state, draws, plan = snapshot(self.method), self.draws(), copy.copy(task.plan)
+        plan = {k: v.clone() if isinstance(v, Tensor) else v for k, v in plan.items()}
+        first = self.loss(logits, task)
+        second = self.loss(logits, task)
+        assert torch.equal(first, second)
+        assert first.shape == (len(logits),)
+        assert equal(snapshot(self.method), state), "the loss wrote state"
+        assert self.draws() == draws, "the loss drew a random number"
+        assert equal(task.plan, plan), "the loss changed the plan"
+        return first
+
+
+def passes(method: str, rule: str, line: dict[str, Any]) -> tuple[float, float]:
+    """Rows that an epoch should have put through forward and backward, from how the method works."""
+    _, forwards, backwards, saved = RULES[rule]
+    networks, plans = compose(method).networks, compose(method).plan is not None
+    if method == "dividemix" and line["epoch"] == 1:
+        # for each labelled row of a batch it looks at four rows itself, at two with the other network, trains on four
+        rows = line["steps"] * ROWS
+        return SAMPLES * 2 + rows * (6 + 4 * forwards), rows * 4 * backwards
+    rows = STEPS * ROWS * networks
+    return rows * (forwards + (plans and not saved)), rows * backwards
+
+
+class Stop(Exception):
+    """Pulls the plug."""
+
+
+class Interrupt:
+    """Ends a run after the first epoch of its last stage."""
+
+    def __init__(self, stage: int) -> None:
+        self.stage = stage
+
+    def step(self, stage: int, epoch: int, number: int, of: int) -> None: ...
+
+    def epoch(self, stage: int, number: int, of: int, line: dict[str, Any]) -> None:
+        if (stage, number) == (self.stage, 0):
+            raise Stop
+
+
+@pytest.mark.parametrize(("method", "rule"), PAIRS)
+def test_contract(method: str, rule: str, digits: Configure, images: Dataset, tmp_path: Path) -> None:
+    """One watched run, and the same one interrupted and taken up again."""
+    config = configuration(digits, method, rule)
+    run = training(config, images, tmp_path / "whole")
+    witness = Witness(run)
+    result = run.fit()
+    stages = run.lines[-1]["stage"] + 1
+    assert len(run.lines) == 2 * stages
+    assert witness.losses > 0
+    for line in run.lines:
+        assert line["skipped_steps"] == 0
+        assert math.isfinite(line["train_loss"])
+        if (method, line["epoch"]) != ("dividemix", 1):  # where it has as many steps as it chose samples for
+            assert line["steps"] == STEPS * compose(method).networks
+        assert (line["forward_samples"], line["gradient_samples"]) == passes(method, rule, line)
+
+    with pytest.raises(Stop):
+        fit(config, dataset=images, store=tmp_path / "parts", watch=Interrupt(stages - 1))
+    resumed = fit(config, dataset=images, store=tmp_path / "parts")
+    assert resumed.key == result.key
+    left, right = (load_file(r.folder / "weights.safetensors") for r in (result, resumed))
+    assert equal(left, right)
+    assert repeatable(result.folder) == repeatable(resumed.folder)
+    assert resumed.record["results"] == RunFolder(tmp_path / "whole", result.key).record["results"]
+
+
+def repeatable(folder: Path) -> list[dict[str, str]]:
+    """epochs.csv without its clock; nan as text, so that it equals itself."""
+    lines = RunFolder(folder.parent, folder.name).epochs
+    return [{k: repr(v) for k, v in line.items() if k not in NOT_REPEATABLE} for line in lines]
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_state_after_one_step_does_not_depend_on_the_optimizer(
+    method: str, digits: Configure, images: Dataset, tmp_path: Path
+) -> None:
+    """One step on the whole training set from the same weights: the buffers are those that sgd's one forward writes."""
+    written = {}
+    for rule in RULES:
+        config = configuration(digits, method, rule, batch=SAMPLES, epochs=1)
+        run = training(config, images, tmp_path)
+        run.fit()
+        written[rule] = snapshot(run.method)
+    for rule in RULES:
+        assert equal(written[rule], written["sgd"]), rule
+    if method == "elr":
+        assert (written["sgd"]["targets"].sum(1) > 0).all()
+
+
+def test_weights_do_depend_on_the_optimizer(digits: Configure, images: Dataset, tmp_path: Path) -> None:
+    """The pairs above are different trainings, not one under several names."""
+    results = []
+    for rule in RULES:
+        folder = fit(configuration(digits, "ce", rule), dataset=images, store=tmp_path).folder
+        results.append(torch.cat([v.flatten().float() for v in load_file(folder / "weights.safetensors").values()]))
+    for i, left in enumerate(results):
+        assert not any(torch.equal(left, right) for right in results[:i])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_have_published_defaults_and_words(method: str) -> None:
+    """A method can be built with nothing said, and each option says what it is."""
+    chosen = method_options(method, {})
+    compose(method)(chosen, Facts(samples=4, classes=2, epochs=1, device=torch.device("cpu"), rate=0.5))
+    assert all(field.description for field in type(chosen).model_fields.values())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_say_what_they_are(name: str) -> None:
+    member = OPTIMIZERS[name]
+    assert member.source
+    assert member.__doc__
+    assert member.passes
+    assert set(member.null) <= set(member.Options.model_fields)
+    assert all(field.description for field in member.Options.model_fields.values())
