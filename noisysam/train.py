@@ -274,14 +274,15 @@ class Training:
         line["eval_seconds"] = clock.lap()
         self.lines.append(line)
         self.folder.write_epochs(self.lines)
+        # before the checkpoint, so that a second start diverges again instead of going on from here
+        if line["skipped_steps"] == line["steps"] or not math.isfinite(line.get("test_nll", 0.0)):
+            raise RunFailed(f"diverged in epoch {epoch + 1}: not finite; lower --lr or --rho, or give --clip")
         checkpoint.save(self.folder.path, self._state(epoch))
         if self.tracker is not None:
             self.tracker.sync()
         line["log_seconds"] = clock.lap()
         if self.watch is not None:
             self.watch.epoch(self.stage, epoch, self.settings.epochs, line)
-        if line["skipped_steps"] == line["steps"]:
-            raise RunFailed(f"diverged: no step of epoch {epoch + 1} was finite; lower --lr or --rho, or give --clip")
 
     def _train(self, epoch: int, stage: Stage) -> dict[str, Any]:
         """The steps of one epoch. Nothing is read from the device before its end."""

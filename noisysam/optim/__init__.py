@@ -26,6 +26,8 @@ def options(name: str, given: Mapping[str, Any], rho: float | None = None, m: in
             continue
         if key not in member.Options.model_fields:
             raise UserError(f"{flag}: optimizer {name} has no such option; give it only where it applies")
+        if key in values:
+            raise UserError(f"{flag} and option {key} of optimizer {name} are both given: leave one out")
         values[key] = value
     try:
         return member.Options(**values)

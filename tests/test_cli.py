@@ -1,0 +1,290 @@
+"""What the commands print and leave behind when all is well; what goes wrong is in test_cli_errors.py."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import noisysam
+from noisysam import cli
+from noisysam.config import RunConfig
+from noisysam.listing import entries
+
+TINY = ("--dataset", "digits", "--model", "resnet8", "--epochs", "2", "--train-subset", "300", "--noise", "0.4")
+STUDY = """\
+base: {dataset: digits, model: resnet8, epochs: 2, train_subset: 300, noise: 0.4}
+rows: {SGD: {opt: sgd}, SAM: {opt: sam}}
+"""
+
+
+@pytest.fixture
+def says(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must succeed, and returns what it prints to stdout."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        code = cli._run([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return captured.out
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("NOISYSAM_DATA_DIR", "NOISYSAM_STORE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# help
+
+
+def imported_by(*arguments: str) -> tuple[set[str], float]:
+    """The top-level modules that a command imports, and its seconds, in a process of its own."""
+    code = (
+        "import sys\nfrom noisysam import cli\ncode = cli._run(sys.argv[1:])\n"
+        "print('\\n' + ' '.join(sorted({m.partition('.')[0] for m in sys.modules})), code)"
+    )
+    start = time.perf_counter()
+    run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - start
+    *names, exit_code = run.stdout.splitlines()[-1].split()
+    assert exit_code == "0"
+    return set(names), seconds
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("--version",), ("sweep", "--help"), ("noise", "-h")])
+def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    names, seconds = imported_by(*arguments)
+    assert "click" in names
+    assert not names & {"torch", "numpy", "mlflow", "pydantic", "sklearn", "pandas", "yaml", "rich"}
+    print(f"{' '.join(arguments)}: {seconds:.2f} s")  # pytest -s or -rP shows it
+    assert seconds < 1
+
+
+def test_help_of_run_needs_no_torch() -> None:
+    names, _ = imported_by("run", "--help")
+    assert not names & {"torch", "mlflow", "sklearn", "pandas"}
+
+
+def test_help_of_run_shows_every_field(says: Callable[..., str]) -> None:
+    shown = " ".join(says("run", "--help").split())  # however wide the terminal is
+    words = shown.replace("/", " ").split()
+    for name, field in RunConfig.model_fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        assert flag in words, flag
+        assert field.description, name
+        assert field.description.split()[0].strip(",;") in shown
+    for default in ("[default: 200]", "[default: 0.1]", "[default: symmetric]", "[default: resnet32]"):
+        assert default in shown
+
+
+def test_every_command_has_help(says: Callable[..., str]) -> None:
+    for name, command in cli.cli.commands.items():
+        assert command.get_short_help_str(), name
+        assert says(name, "--help").startswith(f"Usage: noisysam {name}")
+
+
+def test_version(says: Callable[..., str]) -> None:
+    assert noisysam.__version__ in says("--version")
+
+
+# list, doctor
+
+
+@pytest.mark.parametrize("what", ["methods", "optimizers", "models", "datasets", "noise"])
+def test_lists(what: str, says: Callable[..., str]) -> None:
+    found = entries(what)
+    assert len(found) >= 3
+    lines = says("list", what).splitlines()
+    for entry in found:
+        (line,) = [line for line in lines if line.startswith(f"{entry['name']} ")]
+        assert entry["source"]
+        assert line.endswith(f"[{entry['source']}]")
+        assert entry["summary"] in line
+        for option in entry.get("options", []):
+            assert option["description"]
+            assert any(f" {option['name']}={option['default']} " in other for other in lines)
+    assert json.loads(says("list", what, "--json")) == json.loads(json.dumps(found))
+
+
+def test_doctor(says: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "cifar10.npz").touch()
+    lines = says("doctor", "--data-dir", tmp_path).splitlines()
+    for name in ("python", "torch", "mlflow", "device", "threads", "data folder"):
+        assert any(line.startswith(name) for line in lines), name
+    found = json.loads(says("doctor", "--data-dir", tmp_path, "--json"))
+    assert found["data folder"] == str(tmp_path)
+    assert found["data found"] == "cifar10.npz"
+
+
+# run
+
+
+def test_run_prints_its_figures_and_returns_the_stored_result(says: Callable[..., str], tmp_path: Path) -> None:
+    shown = says("run", *TINY, "--no-track")
+    (folder,) = [path.parent for path in tmp_path.glob("runs/*/record.json")]
+    record = json.loads((folder / "record.json").read_text())
+    assert shown.startswith(f"run {folder.name}: digits symmetric 0.4 resnet8 ce sgd seed 0\n")
+    assert f"{100 * record['results']['last']:.2f} %" in shown
+    assert f"{100 * record['noise']['flip_rate']:.2f} % of the labels are wrong; blind" in shown
+    assert "(oracle)" in shown
+    before = (folder / "record.json").stat().st_mtime_ns
+    assert says("run", *TINY, "--no-track") == shown
+    assert (folder / "record.json").stat().st_mtime_ns == before
+    assert (folder.parent / "labels" / f"{record['noise']['digest'][:16]}.npz").exists()
+    with (folder / "epochs.csv").open(newline="") as file:
+        assert [line["epoch"] for line in csv.DictReader(file)] == ["0", "1"]
+
+
+def test_run_as_json(says: Callable[..., str], tmp_path: Path) -> None:
+    out = says("run", *TINY, "--no-track", "--json", "--opt", "sam", "--rho", "paper", "--store", tmp_path / "s")
+    found = json.loads(out.splitlines()[-1])
+    folder = tmp_path / "s" / found["key"]
+    assert found == {"folder": str(folder), **json.loads((folder / "record.json").read_text())}
+    assert found["status"] == "finished"
+    assert found["config"]["opt"] == "sam"
+    assert found["optimizer_options"]["rho"] == 0.1
+    assert found["oracle"] == ["rho was chosen per noise rate on clean data (arXiv 2010.01412, C.1)"]
+
+
+def test_the_store_may_come_from_the_environment(
+    says: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NOISYSAM_STORE", str(tmp_path / "elsewhere"))
+    says("run", *TINY, "--no-track", "--epochs", "1")
+    assert list((tmp_path / "elsewhere").glob("*/record.json"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_preset_says_what_is_not_published(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._run(["run", "--preset", "foret", *TINY, "--no-track", "--epochs", "1", "--batch", "64"]) == 0
+    told = capsys.readouterr().err
+    assert "arXiv 2010.01412" in told
+    assert "set by us" in told
+
+
+# noise
+
+
+def test_noise_round_trip(says: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "labels.npz"
+    make = ("noise", "make", path, "--dataset", "digits", "--type", "pair", "--rate", "0.3", "--seed", "5")
+    made = json.loads(says(*make, "--json"))
+    assert (made["type"], made["rate"], made["seed"], made["n"]) == ("pair", 0.3, 5, 1348)
+    assert made["flip_rate"] == pytest.approx(0.3, abs=0.01)
+    assert json.loads(says("noise", "show", path, "--json")) == made
+    shown = says("noise", "show", path)
+    assert made["digest"] in shown
+    assert "matrix" in shown
+    checks = says("noise", "verify", path, "--dataset", "digits").splitlines()
+    assert len(checks) == 3
+    assert all(line.startswith("ok  ") for line in checks)
+    table = np.loadtxt(path.with_suffix(".csv"), delimiter=",", skiprows=1, dtype=int)
+    assert table.shape == (1348, 3)
+
+    # the same labels, drawn, from the file and from its table: the same results
+    records = []
+    flags = ("--dataset", "digits", "--model", "resnet8", "--epochs", "1", "--no-track", "--json", "--noise-seed", "5")
+    for noise in (("--noise-type", "pair", "--noise", "0.3"), ("--noise-type", f"file:{path}"),
+                  ("--noise-type", f"file:{path.with_suffix('.csv')}")):  # fmt: skip
+        records.append(json.loads(says("run", *flags, *noise)))
+    assert {record["noise"]["digest"] for record in records} == {made["digest"]}
+    assert records[0]["results"] == records[1]["results"] == records[2]["results"]
+    assert records[1]["key"] == records[2]["key"] != records[0]["key"]
+
+
+# studies
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "two.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def test_sweep_report_export_import(says: Callable[..., str], study: Path, tmp_path: Path) -> None:
+    listed = says("sweep", study, "--dry-run").splitlines()
+    assert [line.split()[1:4] for line in listed[:2]] == [["to", "do", "SGD"], ["to", "do", "SAM"]]
+    assert listed[2].startswith("2 cells, 2 to do")
+    assert not (tmp_path / "runs").exists()
+
+    assert says("sweep", study, "--no-track").splitlines()[-1] == "noisysam report two"
+    listed = says("sweep", study, "--dry-run").splitlines()
+    assert [line.split()[1] for line in listed[:2]] == ["finished", "finished"]
+    assert listed[2] == "2 cells, 0 to do"
+
+    shown = says("report", "two")
+    assert "SGD" in shown
+    assert "SAM" in shown
+    assert (tmp_path / "reports" / "two" / "report.md").exists()
+    table = json.loads(says("report", "two", "--json").splitlines()[-1])
+    assert {line["row"] for line in table["table"]} == {"SGD", "SAM"}
+
+    out = tmp_path / "package"
+    assert says("export", "two", out, "--weights").startswith("2 finished runs of two")
+    manifest = json.loads((out / "MANIFEST.json").read_text())["files"]
+    keys = [line.split()[0] for line in listed[:2]]
+    parts = ("record.json", "epochs.csv", "weights.safetensors")
+    assert {f"{key}/{part}" for key in keys for part in parts} < set(manifest)
+    assert says("import", out, "--store", tmp_path / "other").startswith("2 new runs")
+    assert says("import", out, "--store", tmp_path / "other").startswith("0 new runs")
+    for name in manifest:
+        assert (tmp_path / "other" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_an_imported_run_is_not_trained_again(
+    says: Callable[..., str], study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a training started")
+
+    says("sweep", study, "--no-track", "--store", "first")
+    says("export", "two", "package", "--store", "first")
+    shown = says("run", *TINY, "--no-track", "--store", "first")
+    says("import", "package", "--store", "second")
+    shutil.rmtree(tmp_path / "first")
+    monkeypatch.setattr("noisysam.train.Training.__init__", refuse)
+    assert says("run", *TINY, "--no-track", "--store", "second") == shown
+    assert says("sweep", study, "--no-track", "--store", "second") == "noisysam report two\n"
+    assert says("report", "two", "--store", "second")
+    monkeypatch.setenv("NOISYSAM_TRACEBACK", "1")
+    with pytest.raises(AssertionError, match="a training started"):  # as it would have been with another seed
+        cli._run(["run", *TINY, "--no-track", "--store", "second", "--seed", "1"])
+
+
+def test_bundled_studies_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.bundled("demo").name == "demo.yaml"
+    assert cli.bundled("table4").name == "table4.yaml"
+
+
+@pytest.mark.slow
+def test_sweep_with_ray_gives_the_same_results(says: Callable[..., str], study: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    says("sweep", study, "--no-track", "--store", "inline")
+    command = ["sweep", str(study), "--no-track", "--store", "ray", "--jobs", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-m", "noisysam", *command], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "noisysam report two\n"
+    records = sorted(tmp_path.glob("inline/*/record.json"))
+    assert len(records) == 2
+    for path in records:
+        other = tmp_path / "ray" / path.relative_to(tmp_path / "inline")
+        one, two = json.loads(path.read_text()), json.loads(other.read_text())
+        assert two["results"] == one["results"]
+        assert (other.parent / "weights.safetensors").read_bytes() == (path.parent / "weights.safetensors").read_bytes()

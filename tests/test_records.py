@@ -1,0 +1,239 @@
+"""Records on disk: strict JSON and CSV, whole or not at all, portable with digests."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from noisysam import records
+from noisysam.errors import RunFailed, UserError
+from noisysam.records import RECORD_SCHEMA, RunFolder, atomic, export_study, file_digest, import_study
+
+numbers = st.none() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False)
+lines = st.lists(st.dictionaries(st.sampled_from("abcdef"), numbers, min_size=1), min_size=1, max_size=6)
+
+
+# atomic files
+
+
+def test_atomic_replaces_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "file"
+    for text in ("one", "two"):
+        with atomic(path) as temporary:
+            temporary.write_text(text)
+            assert not path.exists() or path.read_text() == "one"
+        assert path.read_text() == text
+    assert os.listdir(path.parent) == ["file"]  # noqa: PTH208
+
+
+def test_atomic_keeps_the_old_content_on_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fault() -> None:
+        with atomic(path) as temporary:
+            temporary.write_text("half of the ne")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fault()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]  # noqa: PTH208
+
+
+# JSON
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    content = {"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": (1, 2), "e": "nan", "f": None, "g": 1e-300}
+    records.write_json(tmp_path / "x.json", content)
+    text = (tmp_path / "x.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    expected = {"a": None, "b": [1.5, None, {"c": None}], "d": [1, 2], "e": "nan", "f": None, "g": 1e-300}
+    assert records.read_json(tmp_path / "x.json") == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b'{"a": 1} more'])
+def test_faulty_json_is_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.json") as caught:
+        records.read_json(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# a run's folder
+
+
+def test_a_record_comes_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "abc")
+    assert folder.record is None
+    assert folder.epochs == []
+    record = {"schema": RECORD_SCHEMA, "status": "running", "results": {"last": 0.1 + 0.2}, "text": "ä\n'\""}
+    folder.write(record)
+    assert folder.record == record
+    assert folder.path == tmp_path / "abc"
+
+
+def test_a_record_of_another_schema_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "abc")
+    folder.write({"schema": RECORD_SCHEMA + 1, "status": "finished"})
+    with pytest.raises(UserError, match=f"schema {RECORD_SCHEMA + 1}; this version reads {RECORD_SCHEMA}"):
+        _ = folder.record
+
+
+@settings(max_examples=100, deadline=None)
+@given(lines)
+def test_epochs_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, given: list[dict[str, Any]]) -> None:
+    folder = RunFolder(tmp_path_factory.mktemp("epochs"), "abc")
+    folder.write_epochs(given)
+    columns = list(dict.fromkeys(name for line in given for name in line))
+    found = folder.epochs
+    assert [list(line) for line in found] == [columns] * len(given)
+    for line, read in zip(given, found, strict=True):
+        for name in columns:
+            wanted = line.get(name)
+            assert read[name] == wanted
+            assert type(read[name]) is type(wanted)
+
+
+def test_a_lock_is_held_once(tmp_path: Path) -> None:
+    one, two = RunFolder(tmp_path, "abc"), RunFolder(tmp_path, "abc")
+    with one.lock():
+        with pytest.raises(UserError, match="run abc is being trained by another process"), two.lock():
+            pass
+        with RunFolder(tmp_path, "abd").lock():
+            pass
+    with two.lock():
+        pass
+
+
+def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
+    """However it ends: a lock is no file that somebody must remove."""
+    code = (
+        "import os, pathlib, signal\n"
+        "from noisysam.records import RunFolder\n"
+        f"with RunFolder(pathlib.Path({str(tmp_path)!r}), 'abc').lock():\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    with RunFolder(tmp_path, "abc").lock():
+        pass
+
+
+def test_a_lock_clears_away_what_was_half_written(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "abc")
+    folder.write({"schema": RECORD_SCHEMA})
+    for name in (".record.json.12", ".epochs.csv.12", ".checkpoint.pt.12", "tracking.json"):
+        (folder.path / name).write_text("half")
+    with folder.lock():
+        assert {p.name for p in folder.path.iterdir()} == {"record.json", "tracking.json", "lock"}
+
+
+# studies
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store with a study of three cells: one finished, one failed, one that has not run."""
+    store = tmp_path / "store"
+    for key, status in (("f" * 16, "finished"), ("e" * 16, "failed")):
+        folder = RunFolder(store, key)
+        folder.write({"schema": RECORD_SCHEMA, "key": key, "status": status, "noise": {"digest": "9" * 64}})
+        folder.write_epochs([{"epoch": 0, "train_loss": 1.5}])
+        (folder.path / "weights.safetensors").write_bytes(b"weights")
+        (folder.path / "tracking.json").write_text("{}")
+    (store / "labels").mkdir()
+    (store / "labels" / f"{'9' * 16}.npz").write_bytes(b"labels")
+    cells = [{"row": "a", "seed": n, "key": key * 16, "config": {}} for n, key in enumerate("fe0")]
+    plan = {"schema": RECORD_SCHEMA, "name": "s", "file": "rows: {}", "cells": cells}
+    records.write_json(records.study_path(store, "s"), plan)
+    return store
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_study_records(store: Path) -> None:
+    found = list(records.study_records(store, "s"))
+    assert [cell["seed"] for cell, _ in found] == [0, 1, 2]
+    assert [record and record["status"] for _, record in found] == ["finished", "failed", None]
+    with pytest.raises(UserError, match=r"no study 't' in .* \(known: s\)"):
+        records.load_study(store, "t")
+
+
+def test_export_takes_what_is_finished(store: Path, tmp_path: Path) -> None:
+    assert export_study(store, "s", tmp_path / "out") == 1
+    run = "f" * 16
+    files = {f"{run}/record.json", f"{run}/epochs.csv", f"labels/{'9' * 16}.npz", "studies/s.json"}
+    assert tree(tmp_path / "out") == {*files, "MANIFEST.json"}
+    manifest = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())
+    assert manifest["schema"] == RECORD_SCHEMA
+    assert manifest["files"] == {name: file_digest(tmp_path / "out" / name) for name in files}
+    assert export_study(store, "s", tmp_path / "out", weights=True) == 1
+    assert f"{run}/weights.safetensors" in tree(tmp_path / "out")
+    (store / run / "epochs.csv").unlink()
+    with pytest.raises(RunFailed, match=r"epochs\.csv: missing"):
+        export_study(store, "s", tmp_path / "again")
+
+
+def test_import_gives_the_same_files(store: Path, tmp_path: Path) -> None:
+    export_study(store, "s", tmp_path / "out")
+    assert import_study(tmp_path / "out", tmp_path / "new") == 1
+    assert tree(tmp_path / "new") == tree(tmp_path / "out") - {"MANIFEST.json"}
+    for name in tree(tmp_path / "new"):
+        assert (tmp_path / "new" / name).read_bytes() == (store / name).read_bytes()
+    assert import_study(tmp_path / "out", tmp_path / "new") == 0
+
+
+def test_import_keeps_what_is_there(store: Path, tmp_path: Path) -> None:
+    """A finished run of the store stays as it is; one that is not finished gives way."""
+    export_study(store, "s", tmp_path / "out")
+    for status, taken in (("finished", 0), ("failed", 1), ("interrupted", 1)):
+        own = RunFolder(tmp_path / status, "f" * 16)
+        own.write({"schema": RECORD_SCHEMA, "key": own.key, "status": status, "mine": True})
+        assert import_study(tmp_path / "out", tmp_path / status) == taken
+        assert own.record is not None
+        assert own.record["status"] == "finished"
+        assert ("mine" in own.record) == (not taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("record.json", lambda path: path.write_text("{}")),
+        ("epochs.csv", lambda path: path.write_text("epoch,train_loss\n0,0.5\n")),
+        ("epochs.csv", lambda path: path.unlink()),
+        ("epochs.csv", lambda path: (path.unlink(), path.mkdir())),
+    ],
+)
+def test_import_takes_nothing_where_a_file_is_not_as_listed(
+    name: str, damage: Callable[[Path], Any], store: Path, tmp_path: Path
+) -> None:
+    export_study(store, "s", tmp_path / "out")
+    damage(tmp_path / "out" / ("f" * 16) / name)
+    with pytest.raises(UserError, match=name):
+        import_study(tmp_path / "out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_studies_in_one_folder(store: Path, tmp_path: Path) -> None:
+    plan = records.load_study(store, "s")
+    records.write_json(records.study_path(store, "t"), {**plan, "name": "t"})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("by hand")
+    for name in ("s", "t"):
+        export_study(store, name, tmp_path / "out")
+    assert import_study(tmp_path / "out", tmp_path / "new") == 1
+    assert {"studies/s.json", "studies/t.json"} < tree(tmp_path / "new")
