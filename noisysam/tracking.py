@@ -34,6 +34,7 @@ from noisysam.errors import RunFailed, UserError
 from noisysam.records import RunFolder, read_json, write_json
 
 EXPERIMENT = "noisysam"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the pages then show training runs first
 STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # anything else at the end of a run: KILLED
 
 # Limits of MLflow: of one batch, of a parameter's value and of a data set's digest.
@@ -77,7 +78,7 @@ def open_store(uri: str, experiment: str) -> str:
             if found is None:
                 place = None if path is None else (path.parent / "mlartifacts" / quote(experiment, " ")).as_uri()
                 try:
-                    return str(client.create_experiment(experiment, artifact_location=place))
+                    return str(client.create_experiment(experiment, artifact_location=place, tags=KIND))
                 except MlflowException:  # another machine may have created it in the meantime
                     found = client.get_experiment_by_name(experiment)
                     if found is None:

@@ -484,9 +484,10 @@ def learning_rate(config: RunConfig, progress: float, step: float) -> float:
 
 
 def run_name(config: RunConfig) -> str:
-    """A run in a few words."""
+    """A run in a few words, what differs most between runs first."""
     rate = f" {config.noise:g}" if config.noise else ""
-    return f"{config.dataset} {config.noise_type}{rate} {config.model} {config.method} {config.opt} seed {config.seed}"
+    recipe = config.opt if config.method == "ce" else f"{config.method} {config.opt}"
+    return f"{recipe}, {config.noise_type}{rate}, seed {config.seed}, {config.dataset} {config.model}"
 
 
 def results(lines: list[dict[str, Any]], stage: int) -> dict[str, Any]:
