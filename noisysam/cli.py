@@ -12,12 +12,13 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, NoReturn
 
 import click
 
 from noisysam import __version__
 from noisysam.errors import RunFailed, UserError
+from noisysam.flags import ConfigCommand, configured
 
 store_option = click.option(
     "--store", type=click.Path(path_type=Path), default=Path("runs"), envvar="NOISYSAM_STORE", show_default=True,
@@ -35,58 +36,6 @@ def tracked(command: Any) -> Any:
     for option in reversed(tracking_options):
         command = option(command)
     return command
-
-
-class ConfigCommand(click.Command):
-    """A command with a flag for every field of ``RunConfig``, made when it is parsed."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from noisysam.config import RunConfig
-
-        flags = [_flag(name, field) for name, field in RunConfig.model_fields.items()]
-        return [*flags, *super().get_params(ctx)]
-
-
-def _flag(name: str, field: Any) -> click.Option:
-    """The click option of a field: no default, so that only what is given reaches the configuration."""
-    kind, choices = _kind(field.annotation)
-    default = "" if field.default in (None, {}, -1) else f"  [default: {field.default}]"
-    flag = f"--{name.replace('_', '-')}"
-    if kind is bool:
-        flag += f"/--no-{name.replace('_', '-')}"
-    settings: dict[str, Any] = {"type": choices or click.STRING} if kind is not bool else {"default": None}
-    if kind is dict:
-        settings = {"multiple": True, "metavar": "KEY=VALUE"}
-    elif kind in (int, float) and not choices:
-        settings["metavar"] = kind.__name__.upper()
-    return click.Option([flag], help=(field.description or "") + default, **settings)
-
-
-def _kind(annotation: Any) -> tuple[Any, click.Choice[str] | None]:
-    """The plain type of a field, and its choices where it is one of a few words."""
-    if get_origin(annotation) is Literal:
-        return str, click.Choice(get_args(annotation))
-    if get_origin(annotation) is dict:
-        return dict, None
-    if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
-        inner = [a for a in get_args(annotation) if a is not type(None)]
-        return (inner[0], None) if len(inner) == 1 else (str, None)
-    return annotation, None
-
-
-def _configured(flags: dict[str, Any]) -> dict[str, Any]:
-    """The given flags as values of a configuration."""
-    values = {name: value for name, value in flags.items() if value is not None and value != ()}
-    for name in ("method_option", "opt_option"):
-        if name in values:
-            pairs = {}
-            for pair in values[name]:
-                key, equals, value = pair.partition("=")
-                if not equals or not key:
-                    raise UserError(f"--{name.replace('_', '-')} {pair!r}: write it as key=value")
-                pairs[key.strip().replace("-", "_")] = value.strip()
-            values[name] = pairs
-    return values
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -110,11 +59,12 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
     """Train one configuration; a finished one is shown as stored, an interrupted one resumes."""
     from noisysam.config import PRESETS, validate
     from noisysam.hardware import resolve_device
+    from noisysam.outcome import run_name
     from noisysam.progress import Display, note
     from noisysam.sweep import tracker_for
-    from noisysam.train import fit, run_name
+    from noisysam.train import fit
 
-    config = validate(_configured(flags))
+    config = validate(configured(flags))
     device = resolve_device(config.device)
     note(run_name(config))
     if config.preset is not None:

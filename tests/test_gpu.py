@@ -7,6 +7,7 @@ import torch
 
 import noisysam
 from noisysam.errors import RunFailed
+from noisysam.methods import Stage
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,7 +50,7 @@ def test_epoch_does_not_synchronise(tmp_path: Path) -> None:
     """A step enqueues work and reads nothing back: torch's own detector raises where it does."""
     from noisysam.problem import prepare
     from noisysam.records import RunFolder
-    from noisysam.train import Stage, Training
+    from noisysam.train import Training
 
     config = noisysam.RunConfig(**SMALL, opt="sam")
     problem = prepare(config)
