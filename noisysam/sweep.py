@@ -94,6 +94,8 @@ def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
     study = read(path)
     if any("seed" in values for values in (study.base, study.grid, *study.rows.values())):
         raise UserError(f"{path}: seed stands in base, grid or a row: list the seeds under seeds instead")
+    if any("eval_every" in values for values in (study.grid, *study.rows.values())):
+        raise UserError(f"{path}: eval_every must be the same for all rows: set it in base")
     for row, values in study.rows.items():
         if twice := set(values) & set(study.grid):
             raise UserError(f"{path}: row {row!r} sets {', '.join(sorted(twice))}, which the grid varies")

@@ -90,6 +90,12 @@ def test_a_cell_is_the_run_of_the_same_flags(study: Path, tmp_path: Path, capsys
     assert sweep.finished(cell, tmp_path / "runs")
 
 
+def test_rows_are_evaluated_alike(study: Path) -> None:
+    study.write_text(STUDY.replace("{opt: sgd}", "{opt: sgd, eval_every: 5}"))
+    with pytest.raises(UserError, match="eval_every must be the same for all rows"):
+        sweep.plan(study)
+
+
 def test_defaults_of_a_study(tmp_path: Path) -> None:
     path = tmp_path / "least.yaml"
     path.write_text("rows: {only: {dataset: digits}}\n")
