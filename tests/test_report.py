@@ -153,7 +153,7 @@ def test_report_says_what_was_run(store: Path, tmp_path: Path) -> None:
 def test_row_table(store: Path) -> None:
     rows = row_table(read_cells(store, "toy")).set_index("row")
     assert list(rows["tag"]) == ["blind", "blind", "oracle: rho per rate"]
-    assert list(rows["gradient evaluations per step"]) == ["1.00", "2.00", "2.00"]
+    assert list(rows["gradient evaluations per image"]) == ["1.00", "2.00", "2.00"]
     assert rows.loc["sam", "training minutes"] == f"{np.mean([1, 2, 3, 1, 3]):.1f}"
     assert rows.loc["sgd", "images/s"] == f"{np.mean([1000, 1001, 1002, 1000, 1001]):.0f}"
 

@@ -86,6 +86,7 @@ def _header(cells: Sequence[Cell], study: str) -> str:
         "Batch": joined(cell["batch"] for cell in done),
         "Epochs": joined(cell["epochs"] for cell in done),
         "Learning rate": joined(cell["lr"] for cell in done),
+        "Evaluated": f"every {joined(cell['eval_every'] for cell in done)} epochs, and each of the last ten",
         "Selection": "none in the main table, which is the last epoch; the other tables name their rule",
         "Seeds": joined(seeds),
         "Runs": f"{len(done)} finished, {failed} failed, {len(cells) - len(done) - failed} missing",

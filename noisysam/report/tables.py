@@ -64,7 +64,7 @@ def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> C
         "labels": noise.get("digest"),
         "model": model.get("name"),
         "parameters": model.get("parameters"),
-        **{name: config.get(name) for name in ("dataset", "batch", "epochs", "lr")},
+        **{name: config.get(name) for name in ("dataset", "batch", "epochs", "lr", "eval_every")},
         **{name: resolved.get(name) for name in ("precision", "device_name", "threads")},
         "commit": record.get("environment", {}).get("commit"),
         "started": record.get("started"),
@@ -216,7 +216,7 @@ def row_table(cells: Sequence[Cell]) -> pd.DataFrame:
                 "rho": joined(cell["rho"] for cell in done),
                 "tag": "" if not done else f"oracle: {reasons}" if reasons else "blind",
                 "epochs": joined(cell["epochs"] for cell in done),
-                "gradient evaluations per step": _mean(done, "gradient_evaluations", ".2f"),
+                "gradient evaluations per image": _mean(done, "gradient_evaluations", ".2f"),
                 "images/s": _mean(done, "images_per_second", ".0f"),
                 "training minutes": _mean(done, "train_seconds", ".1f", 1 / 60),
             }
