@@ -407,7 +407,7 @@ class Training:
             "key": self.folder.key,
             "status": "running",
             "name": run_name(c),
-            "config": c.model_dump(mode="json"),
+            "config": c.model_dump(mode="json", exclude={"data_dir"}),  # where data lie is no part of a run
             "optimizer_options": self.optimizer_options.model_dump(),
             "method_options": self.method.options.model_dump(),
             "resolved": self.resolved,
