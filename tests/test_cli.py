@@ -136,7 +136,7 @@ def test_run_prints_its_figures_and_returns_the_stored_result(says: Callable[...
     shown = says("run", *TINY, "--no-track")
     (folder,) = [path.parent for path in tmp_path.glob("runs/*/record.json")]
     record = json.loads((folder / "record.json").read_text())
-    assert shown.startswith(f"run {folder.name}: digits symmetric 0.4 resnet8 ce sgd seed 0\n")
+    assert shown.startswith(f"run {folder.name}: sgd, symmetric 0.4, seed 0, digits resnet8\n")
     assert f"{100 * record['results']['last']:.2f} %" in shown
     assert f"{100 * record['noise']['flip_rate']:.2f} % of the labels are wrong; blind" in shown
     assert "(oracle)" in shown
