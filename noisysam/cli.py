@@ -135,7 +135,8 @@ def _store_uri(tracking_uri: str | None, no_track: bool, experiment: str) -> str
 @click.option("--reports", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
 def demo(store: Path, tracking_uri: str | None, no_track: bool, jobs: int, reports: Path) -> None:
     """Train SGD and SAM on scikit-learn's digits at four noise rates, two seeds each; print the table."""
-    uri = _sweep(bundled("demo"), store, tracking_uri, no_track, jobs, None)
+    # one thread: 8x8 images do not pay for more, and beside other work two threads can be twenty times slower
+    uri = _sweep(bundled("demo"), store, tracking_uri, no_track, jobs, None, threads=1)
     _report("demo", store, reports, as_json=False)
     if uri is not None:
         click.echo(
@@ -195,9 +196,16 @@ def _dry_run(path: Path, store: Path, data_dir: Path | None) -> None:
 
 
 def _sweep(
-    path: Path, store: Path, tracking_uri: str | None, no_track: bool, jobs: int, data_dir: Path | None
+    path: Path,
+    store: Path,
+    tracking_uri: str | None,
+    no_track: bool,
+    jobs: int,
+    data_dir: Path | None,
+    threads: int | None = None,
 ) -> str | None:
-    """Train a study's unfinished cells; returns the tracking store. ``RunFailed`` where cells failed."""
+    """Train a study's unfinished cells, several at a time with one thread each, or one with ``threads`` (None: all);
+    returns the tracking store. ``RunFailed`` where cells failed."""
     from noisysam import sweep as study
     from noisysam.progress import note, percent
     from noisysam.records import RunFolder
@@ -208,7 +216,7 @@ def _sweep(
     left = [cell for cell in cells if not study.finished(cell, store)]
     note(f"{path.stem}: {len(cells)} cells, {len(left)} to do, {jobs} at a time")
     uri = _store_uri(tracking_uri, no_track, path.stem)
-    job = study.TrainCell(store, uri, path.stem, threads=1 if jobs > 1 else None, show=jobs == 1)
+    job = study.TrainCell(store, uri, path.stem, threads=1 if jobs > 1 else threads, show=jobs == 1)
     count = len(cells) - len(left)
 
     def done(outcome: Any) -> None:
