@@ -66,7 +66,7 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
 
     config = validate(configured(flags))
     device = resolve_device(config.device)
-    note(run_name(config))
+    note(f"{run_name(config)}: a forecast follows the first steps")
     if config.preset is not None:
         preset = PRESETS[config.preset]
         note(f"preset {config.preset}: {preset.source}; not published, and set by us:")

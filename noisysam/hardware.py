@@ -1,6 +1,5 @@
 """What ``auto`` becomes on this machine: decided once, from the configuration and the machine, never from a timing."""
 
-import logging
 import math
 import os
 import platform
@@ -24,7 +23,6 @@ COMPILE_PAYS_FROM = {"cuda": 2_000_000, "cpu": 50_000}  # images; below, compili
 
 def resolve(config: RunConfig, images: int) -> dict[str, Any]:
     """Device, precision, compilation and threads for a run that draws ``images`` images a stage."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA on every machine
     device = resolve_device(config.device)
     return {
         "device": str(device),
