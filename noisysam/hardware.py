@@ -17,7 +17,7 @@ from noisysam import optim
 from noisysam.config import RunConfig
 from noisysam.errors import UserError
 
-SMALLEST_BF16_RADIUS = 0.05  # below, bfloat16 distorts the difference that SAM lives by (cosine to float32 under 0.9)
+SMALLEST_BF16_RADIUS = 0.05  # below, bfloat16 rounds away much of the difference that the perturbation makes
 COMPILE_PAYS_FROM = {"cuda": 2_000_000, "cpu": 50_000}  # images; below, compiling takes longer than it saves
 
 

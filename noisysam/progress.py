@@ -50,7 +50,7 @@ class Display:
         self.forecast_done = False
         self.bar: Progress | None = None
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"))
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn())
             times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
             self.bar = Progress(*columns, *times, console=Console(stderr=True), transient=True)
             self.bar.start()
@@ -88,15 +88,16 @@ class Display:
         return f"--model resnet8 --train-subset 2000 --epochs {SHORT_EPOCHS}"
 
     def epoch(self, stage: int, number: int, of: int, line: dict[str, Any]) -> None:
-        figures = f"loss {line['train_loss'] if line['train_loss'] is not None else float('nan'):.3f}"
-        if line.get("test_accuracy") is not None:
-            figures += f", test {percent(line['test_accuracy'])} %, wrong labels learnt {percent(line['memorised'])} %"
+        loss = float("nan") if line["train_loss"] is None else line["train_loss"]
+        accuracy = line.get("test_accuracy")
+        figures = f"loss {loss:.3f}" + ("" if accuracy is None else f", test {percent(accuracy)} %")
         if self.bar is not None:
             if stage not in self.tasks:
                 self.tasks[stage] = self.bar.add_task(f"stage {stage + 1}", total=of, figures="")
             self.bar.update(self.tasks[stage], completed=number + 1, figures=figures)
         elif number + 1 == of or time.perf_counter() - self.told > QUIET_SECONDS:
             self.told = time.perf_counter()
+            figures += "" if accuracy is None else f", wrong labels learnt {percent(line['memorised'])} %"
             note(f"stage {stage + 1} epoch {number + 1}/{of}: {figures} ({line['images_per_second']:.0f} images/s)")
 
     def close(self) -> None:
