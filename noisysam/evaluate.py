@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from noisysam import metrics
 from noisysam.augment import normalise
@@ -33,9 +34,12 @@ class Evaluator:
         outputs: Callable[[Sequence[Tensor]], Tensor],
         bf16: bool,
         features: bool = False,
+        compile: bool = False,
     ) -> None:
-        """``outputs``: the method's, from the logits (or ``features``) of each network to the reported logits."""
-        self.features = features
+        """``outputs``: the method's, from the logits (or ``features``) of each network to the reported logits.
+        ``compile``: whether networks are compiled for it."""
+        self.features, self.compile = features, compile
+        self.compiled: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
         dataset, device = problem.dataset, loader.device
         self.loader, self.outputs, self.bf16 = loader, outputs, bf16
         self.test_images, self.test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
@@ -84,9 +88,16 @@ class Evaluator:
     @torch.no_grad()
     def _forward(self, module: nn.Module, inputs: Iterator[Tensor] | list[Tensor], features: bool = False) -> Tensor:
         module.eval()
-        call = module.features if features else module
+        call = module.features if features else self._compiled(module) if self.compile else module
         with torch.autocast(self.loader.device.type, torch.bfloat16, self.bf16):
             return torch.cat([call(x).float() for x in inputs])  # type: ignore[operator]
+
+    def _compiled(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The network in compiled form. It takes rows in one number alone: a smaller part is filled up with zeros."""
+        if module not in self.compiled:
+            self.compiled[module] = torch.compile(module, dynamic=False)
+        forward = self.compiled[module]
+        return lambda x: forward(F.pad(x, (0, 0, 0, 0, 0, 0, 0, PLAIN_ROWS - len(x))))[: len(x)]
 
     def _images(self, images: Tensor) -> Iterator[Tensor]:
         for part in images.split(PLAIN_ROWS):

@@ -20,6 +20,69 @@ NORMS = ("batch", "group", "none")
 GROUPS = 8  # divides every published width below, and leaves at least two channels a group
 
 
+@torch.library.custom_op("noisysam::once", mutates_args=())
+def once(values: Tensor) -> Tensor:
+    """``values`` as they are. The compiler for CPUs writes what leads to a small tensor into every loop that reads it,
+    roots and divisions for each pixel; past this call it reads the results."""
+    return values.clone()
+
+
+once.register_fake(torch.empty_like)
+once.register_autograd(lambda context, gradient: once(gradient))
+
+
+def _compiled_for_cpu(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() and x.device.type == "cpu"
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm. Compiled for a CPU it takes a form of its own, which differs in rounding alone: moments in two sums
+    (torch's is Welford's recursion, four times slower there), and float32 throughout, where torch's backward keeps
+    mean and deviation in bfloat16."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, C, H, W) of any float type -> the same shape and type."""
+        if not _compiled_for_cpu(input):
+            return super().forward(input)
+        x = input.to(self.weight.dtype)
+        mean, variance = self._moments(x) if self.training else (self.running_mean, self.running_var)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        scale, shift = once(torch.stack((scale, self.bias - mean * scale)))
+        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel, blended into the running ones."""
+        over = (0, 2, 3)
+        mean, square = once(torch.stack((x.mean(over), x.square().mean(over))))
+        variance = (square - mean.square()).clamp(min=0)
+        n = x.numel() // x.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum or 0.0)
+            self.running_var.lerp_(variance * (n / max(n - 1, 1)), self.momentum or 0.0)
+            self.num_batches_tracked += 1
+        return mean, variance
+
+
+class LastActivation(nn.Module):
+    """The (leaky) ReLU before the pooling. Its result is needed by nothing else, so compiled code would keep its
+    derivative as booleans; those are slow to read on a CPU (an eighth of a step of ResNet-8), numbers are not."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape and type."""
+        if not _compiled_for_cpu(x):
+            return F.leaky_relu(x, self.slope) if self.slope else F.relu(x)
+        derivative = torch.where(x > 0, 1.0, self.slope).to(x.dtype)
+        return x * once(derivative)
+
+
 @dataclass(frozen=True)
 class Layers:
     """The layers that all blocks of one network share: kind of norm and its eps, slope of the leaky ReLU (0: ReLU)."""
@@ -35,7 +98,7 @@ class Layers:
     def normalise(self, channels: int) -> nn.Module:
         """The norm over ``channels``."""
         if self.norm == "batch":
-            return nn.BatchNorm2d(channels, self.eps)
+            return BatchNorm(channels, self.eps)
         return nn.GroupNorm(GROUPS, channels, self.eps) if self.norm == "group" else nn.Identity()
 
     def activate(self) -> nn.Module:
@@ -83,12 +146,12 @@ class BasicBlock(nn.Module):
         self.conv2 = layers.convolution(outputs, outputs)
         self.norm2 = layers.normalise(outputs)
         self.shortcut = _shortcut(layers, shortcut, inputs, outputs, stride, norm=True)
-        self.activate = layers.activate()
+        self.activate, self.close = layers.activate(), layers.activate()
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, inputs, H, W) -> (n, outputs, H / stride, W / stride)."""
         branch = self.norm2(self.conv2(self.activate(self.norm1(self.conv1(x)))))
-        out: Tensor = self.activate(self.shortcut(x) + branch)
+        out: Tensor = self.close(self.shortcut(x) + branch)
         return out
 
 
@@ -182,8 +245,11 @@ class Architecture:
                 stage.append(self.block(layers, self.shortcut, inputs, width, stride, **opened))
                 inputs = width
             blocks[f"stage{number}"] = stage
+        last = LastActivation(self.slope)
         if self.block is PreActBlock:  # the activation that closes the last residual sum
-            stage.extend([layers.normalise(inputs), layers.activate()])
+            stage.extend([layers.normalise(inputs), last])
+        else:
+            stage[-1].close = last
         return ResNet(blocks, inputs, classes)
 
 

@@ -160,6 +160,7 @@ class Training:
             self.method.outputs,
             bf16=self.resolved["precision"] == "bf16",
             features=self.method.reported == "features",
+            compile=self.resolved["compile"],
         )
         self.nets: list[Net] = []
         self.lines: list[dict[str, Any]] = []
@@ -297,11 +298,10 @@ class Training:
 
     def _epoch(self, epoch: int, stage: Stage) -> None:
         """Train, measure, write down, checkpoint, send: in this order."""
-        clock, compiled = Clock(self.device), hardware.compile_seconds()
+        clock = Clock(self.device)
         line: dict[str, Any] = {"stage": self.stage, "epoch": epoch, "time": time.time()}
         line |= self._train(epoch, stage)
-        line["compile_seconds"] = hardware.compile_seconds() - compiled
-        line["train_seconds"] = clock.lap() - line["compile_seconds"]
+        line["train_seconds"] = clock.lap()
         line["images_per_second"] = line.pop("images") / line["train_seconds"]
         last = self.settings.epochs - 1 - epoch
         if (epoch + 1) % self.settings.eval_every == 0 or last < EVALUATED_AT_THE_END:
@@ -309,6 +309,7 @@ class Training:
             line |= self.evaluator.measure(self._evaluated())
             self._select(epoch, line)
         line["eval_seconds"] = clock.lap()
+        line["compile_seconds"] = clock.compiling
         self.lines.append(line)
         self.folder.write_epochs(self.lines)
         # before the checkpoint, so that a second start diverges again instead of going on from here
@@ -509,14 +510,18 @@ class Training:
 
 
 class Clock:
-    """Seconds between laps, with the device's work done."""
+    """Seconds between laps, with the device's work done; those spent in ``torch.compile`` apart, in ``compiling``."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.last = device, time.perf_counter()
+        self.compiled_before = hardware.compile_seconds()
+        self.compiling = 0.0
 
     def lap(self) -> float:
-        """Seconds since the last lap."""
+        """Seconds since the last lap, without those of compilation."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         last, self.last = self.last, time.perf_counter()
-        return self.last - last
+        spent = hardware.compile_seconds() - self.compiled_before - self.compiling
+        self.compiling += spent
+        return self.last - last - spent

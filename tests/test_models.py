@@ -1,6 +1,8 @@
 """Models: parameter counts from the papers, shapes, shortcuts by hand, initialisation, and that every norm trains."""
 
+import copy
 import math
+import shutil
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from noisysam.errors import UserError
-from noisysam.models import MODELS, NORMS, BasicBlock, PadShortcut, PreActBlock, build
+from noisysam.models import MODELS, NORMS, Architecture, BasicBlock, BatchNorm, PadShortcut, PreActBlock, build
 from noisysam.registry import summary
 
 PINNED = {
@@ -202,7 +204,7 @@ def test_projection_reads_the_activated_input_and_identity_the_raw_one() -> None
 def test_mentormix_stem_activates_then_normalises() -> None:
     network = build("resnet32-wide", 10, width=0.125)
     stem = network.blocks.get_submodule("stem")
-    assert [type(layer) for layer in stem.children()] == [nn.Conv2d, nn.LeakyReLU, nn.BatchNorm2d]
+    assert [type(layer) for layer in stem.children()] == [nn.Conv2d, nn.LeakyReLU, BatchNorm]
     assert isinstance(network.blocks.get_submodule("stage1.0.open"), nn.Identity)
     assert {m.eps for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
     assert {m.negative_slope for m in network.modules() if isinstance(m, nn.LeakyReLU)} == {0.1}
@@ -290,3 +292,31 @@ def test_bf16_autocast_and_whole_graph_compilation(name: str) -> None:
     assert torch.allclose(low.float(), network(x), atol=0.1)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(x), network(x), atol=1e-5)
+
+
+SMALLEST = {
+    "post-activation": Architecture("Two blocks.", BasicBlock, 16, (16, 32), (1, 1), "subsample"),
+    "pre-activation": Architecture("Two leaky blocks.", PreActBlock, 16, (16, 32), (1, 1), "pool", slope=0.1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+@pytest.mark.parametrize("name", SMALLEST)
+def test_compiled_for_a_cpu_a_network_computes_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    plain = SMALLEST[name](10, 3, lambda count: count, "batch").to(memory_format=torch.channels_last)
+    other = copy.deepcopy(plain)
+    compiled = torch.compile(other, dynamic=False)
+    x = (3 + 2 * torch.randn(16, 3, 8, 8)).to(memory_format=torch.channels_last)
+    labels = torch.randint(10, (16,))
+    for network, forward in ((plain, plain), (other, compiled)):
+        F.cross_entropy(forward(x), labels).backward()
+        network.eval()
+    for (place, p), q in zip(plain.named_parameters(), other.parameters(), strict=True):
+        assert p.grad is not None
+        assert torch.allclose(p.grad, q.grad, atol=1e-5), place
+    for (place, b), c in zip(plain.named_buffers(), other.buffers(), strict=True):
+        assert torch.allclose(b, c, atol=1e-5), place
+    with torch.no_grad():
+        assert torch.allclose(plain(x), compiled(x), atol=1e-5)
