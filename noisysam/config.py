@@ -96,6 +96,9 @@ class RunConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where native and harmless")
     device: Annotated[str, Unkeyed()] = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
     compile: Annotated[Literal["auto", "on", "off"], Unkeyed()] = Field("auto", description="torch.compile the network")
+    snapshots: Annotated[int, Unkeyed()] = Field(
+        0, ge=0, description="epochs between weights that are kept for `noisysam probe` (0: the last ones alone)"
+    )
     deterministic: Annotated[bool, Unkeyed()] = Field(False, description="deterministic kernels on CUDA")
     preset: Annotated[str | None, Unkeyed()] = Field(
         None,

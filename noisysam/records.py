@@ -5,6 +5,7 @@ Layout of a store (``--store``, default ``runs``)::
     runs/<key>/record.json       what the run is, how it stands, what came out (schema below)
     runs/<key>/epochs.csv        one line per epoch and stage
     runs/<key>/weights.safetensors, checkpoint.pt, tracking.json
+    runs/<key>/snapshots/<stage>-<epoch>.safetensors   where --snapshots asked for them
     runs/labels/<digest>.npz     label files, shared by the runs that use them
     runs/studies/<name>.json     a study: its file's text and its cells, each with the key of its run
 """
@@ -18,9 +19,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noisysam.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 RECORD_SCHEMA = 1
 
@@ -63,6 +67,15 @@ class RunFolder:
             writer.writeheader()
             for line in lines:
                 writer.writerow({k: "" if v is None else repr(v) for k, v in line.items()})
+
+    def write_weights(self, networks: Sequence[nn.Module], stage: int | None = None, epoch: int | None = None) -> None:
+        """Keep the weights of the reported networks: the final ones, or those at the end of an epoch."""
+        from safetensors.torch import save_file
+
+        place = self.path / ("weights.safetensors" if epoch is None else f"snapshots/{stage}-{epoch}.safetensors")
+        weights = {f"{k}.{n}": v.contiguous() for k, m in enumerate(networks) for n, v in m.state_dict().items()}
+        with atomic(place) as temporary:
+            save_file(weights, temporary, {"key": self.key})
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -315,6 +314,8 @@ class Training:
         # before the checkpoint, so that a second start diverges again instead of going on from here
         if line["skipped_steps"] == line["steps"] or not math.isfinite(line.get("test_nll", 0.0)):
             raise RunFailed(f"diverged in epoch {epoch + 1}: not finite; lower --lr or --rho, or give --clip")
+        if self.config.snapshots and (epoch + 1) % self.config.snapshots == 0:
+            self.folder.write_weights(self._evaluated(), self.stage, epoch)
         checkpoint.save(self.folder.path, self._state(epoch))
         if self.tracker is not None:
             self.tracker.sync()
@@ -492,10 +493,7 @@ class Training:
         """Results, weights, record; then the checkpoints go."""
         self.record["results"] = results(self.lines, self.stage)
         self.record["cost"] = cost(self.lines)
-        weights = {
-            f"{k}.{n}": v.contiguous() for k, m in enumerate(self._evaluated()) for n, v in m.state_dict().items()
-        }
-        save_file(weights, self.folder.path / "weights.safetensors", {"key": self.folder.key})
+        self.folder.write_weights(self._evaluated())
         self.folder.write_epochs(self.lines)
         self._end("finished", None)
         checkpoint.remove(self.folder.path)

@@ -59,7 +59,13 @@ WITH = {
     "sam_m": {"opt": "sam"},
     "ascent_steps": {"opt": "sam"},
 }
-UNKEYED: dict[str, Any] = {"data_dir": "/elsewhere", "device": "cpu", "compile": "on", "deterministic": True}
+UNKEYED: dict[str, Any] = {
+    "data_dir": "/elsewhere",
+    "device": "cpu",
+    "compile": "on",
+    "deterministic": True,
+    "snapshots": 2,
+}
 
 
 def key(**values: Any) -> str:
