@@ -68,7 +68,9 @@ class RunFolder:
             for line in lines:
                 writer.writerow({k: "" if v is None else repr(v) for k, v in line.items()})
 
-    def write_weights(self, networks: "Sequence[nn.Module]", stage: int | None = None, epoch: int | None = None) -> None:
+    def write_weights(
+        self, networks: "Sequence[nn.Module]", stage: int | None = None, epoch: int | None = None
+    ) -> None:
         """Keep the weights of the reported networks: the final ones, or those at the end of an epoch."""
         from safetensors.torch import save_file
 
