@@ -72,6 +72,9 @@ class RunConfig(BaseModel):
         None, description="rows that share one perturbation (default 32), or batch"
     )
     ascent_steps: int | None = Field(None, ge=1, description="steps of ascent that make the perturbation (default 1)")
+    sync_perturbation: bool = Field(
+        False, description="over several processes (torchrun): one perturbation for all of them, with --sam-m batch"
+    )
     bn: Literal["first", "last", "both"] = Field(
         "first", description="which evaluations of a step update batch norm's running statistics"
     )

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,6 +45,7 @@ class Evaluator:
         dataset, device = problem.dataset, loader.device
         self.loader, self.outputs, self.bf16 = loader, outputs, bf16
         self.test_images, self.test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
+        self.classes = dataset.classes
         held_out = problem.noisy.take(problem.val)
         self.val_images = dataset.train_images[torch.from_numpy(problem.chosen[problem.val])].to(device)
         self.val_labels = torch.from_numpy(held_out.labels).to(device)
@@ -72,6 +75,13 @@ class Evaluator:
         losses = metrics.per_sample_loss(sample, self.given)
         figures["auroc"] = float(metrics.detection_auroc(losses, self.given != self.clean))
         return figures
+
+    def confusion(self, modules: Sequence[nn.Module]) -> npt.NDArray[np.int64]:
+        """Test images by class (rows) and predicted class (columns)."""
+        predicted = self.outputs(self._logits(modules, self._images(self.test_images))).argmax(1)
+        counts = torch.bincount(self.test_labels * self.classes + predicted, minlength=self.classes**2)
+        found: npt.NDArray[np.int64] = counts.reshape(self.classes, self.classes).cpu().numpy()
+        return found
 
     def reported(self, modules: Sequence[nn.Module]) -> Tensor:
         """The reported logits (n, K) for the whole training set."""

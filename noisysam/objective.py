@@ -17,6 +17,7 @@ from torch.func import functional_call
 from noisysam.errors import UserError
 
 Rows = slice | Tensor | None  # of a batch: a chunk, chosen indices, or all of them
+Average = Callable[[Sequence[Tensor]], list[Tensor]]  # over the processes of a run; ``list`` for one
 
 
 @dataclass
@@ -68,6 +69,7 @@ class RunningStatistics:
             for m in self.layers:
                 m.momentum = 1.0
         self.turns: list[tuple[Tensor, float]] = []
+        self.average: Average = list
 
     def _flat(self) -> Tensor:
         return torch.cat(self.buffers)
@@ -99,7 +101,8 @@ class RunningStatistics:
         assert self.rates is not None
         new = self.true
         for total, weight in used:
-            new = torch.lerp(new, total / weight, self.rates)
+            (mean,) = self.average([total / weight])
+            new = torch.lerp(new, mean, self.rates)
         keep = torch.isfinite(new).all()
         if found_inf is not None:
             keep = keep & (found_inf == 0)
@@ -208,12 +211,14 @@ class Objective:
         loss: Callable[[Tensor, Task], Tensor],
         planned: Tensor | None = None,
         own: Sequence[Tensor] = (),
+        average: Average = list,
     ) -> None:
         """``planned``: logits of the whole batch with their graph, from the method's planning; the first evaluation
         of all rows uses them. ``own``: the method's learnable parameters; ``own_grads`` become their gradients, of the
-        first evaluation of each row."""
+        first evaluation of each row. ``average``: of the loss and the gradient of every evaluation, where
+        processes share them."""
         self.net, self.task, self.loss = net, task, loss
-        self.own = list(own)
+        self.own, self.average = list(own), average
         self.own_grads = [torch.zeros_like(p) for p in self.own]
         self.planned = planned
         self.params: Sequence[Tensor] = net.params
@@ -269,7 +274,8 @@ class Objective:
         with self.only(params):
             _, losses = self.output(rows, labels)
             grads = self.pull(losses, torch.full_like(losses, 1 / len(losses)), params)
-        return losses.detach().mean() + half_square(self.params, self.l2), grads
+        loss, *grads = self.average([losses.detach().mean() + half_square(self.params, self.l2), *grads])
+        return loss, grads
 
     def grad(
         self, rows: Rows = None, params: Sequence[Tensor] | None = None, labels: Tensor | None = None

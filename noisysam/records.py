@@ -4,6 +4,7 @@ Layout of a store (``--store``, default ``runs``)::
 
     runs/<key>/record.json       what the run is, how it stands, what came out (schema below)
     runs/<key>/epochs.csv        one line per epoch and stage
+    runs/<key>/confusion.csv     test images by class and predicted class, at the end
     runs/<key>/weights.safetensors, checkpoint.pt, tracking.json
     runs/<key>/snapshots/<stage>-<epoch>.safetensors   where --snapshots asked for them
     runs/labels/<digest>.npz     label files, shared by the runs that use them
@@ -20,6 +21,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from noisysam.errors import RunFailed, UserError
 
@@ -78,6 +82,17 @@ class RunFolder:
         weights = {f"{k}.{n}": v.contiguous() for k, m in enumerate(networks) for n, v in m.state_dict().items()}
         with atomic(place) as temporary:
             save_file(weights, temporary, {"key": self.key})
+
+    @property
+    def confusion(self) -> npt.NDArray[np.int64] | None:
+        """Test images by class (rows) and predicted class (columns) at the end; None where it was not recorded."""
+        path = self.path / "confusion.csv"
+        return np.loadtxt(path, dtype=np.int64, delimiter=",", ndmin=2) if path.exists() else None
+
+    def write_confusion(self, counts: npt.NDArray[np.int64]) -> None:
+        """Replace confusion.csv."""
+        with atomic(self.path / "confusion.csv") as temporary:
+            np.savetxt(temporary, counts, fmt="%d", delimiter=",")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -169,7 +184,8 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-PORTABLE = ("record.json", "epochs.csv")
+PORTABLE = ("record.json", "epochs.csv")  # of every run
+AND_WHERE_THERE = ("confusion.csv",)
 
 
 def export_study(store: Path, name: str, target: Path, weights: bool = False) -> int:
@@ -184,7 +200,8 @@ def export_study(store: Path, name: str, target: Path, weights: bool = False) ->
             continue
         finished += 1
         labels.add(record["noise"]["digest"])
-        for part in (*PORTABLE, *(["weights.safetensors"] if weights else [])):
+        more = [part for part in AND_WHERE_THERE if (store / cell["key"] / part).exists()]
+        for part in (*PORTABLE, *more, *(["weights.safetensors"] if weights else [])):
             _copy(store / cell["key"] / part, target / cell["key"] / part)
     for digest in labels:
         _copy(store / "labels" / f"{digest[:16]}.npz", target / "labels" / f"{digest[:16]}.npz")

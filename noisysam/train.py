@@ -6,6 +6,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +20,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from noisysam import checkpoint, hardware, methods, models, optim, plugins
 from noisysam.config import RunConfig
 from noisysam.data import Dataset
+from noisysam.distributed import RankLost, Ranks
 from noisysam.environment import environment
 from noisysam.errors import RunFailed, UserError
 from noisysam.evaluate import Evaluator
 from noisysam.loader import Batch, Loader
 from noisysam.methods import Facts, Stage, Study
-from noisysam.objective import Net, Objective, WithFeatures, last_blocks
+from noisysam.objective import Average, Net, Objective, WithFeatures, last_blocks
 from noisysam.outcome import EVALUATED_AT_THE_END, cost, results, run_name
 from noisysam.problem import Problem, prepare
 from noisysam.records import RECORD_SCHEMA, RunFolder
@@ -74,28 +76,41 @@ def fit(
     store: Path = Path("runs"),
     tracker: Callable[[RunFolder], Tracker] | None = None,
     watch: Watch | None = None,
+    ranks: Ranks | None = None,
 ) -> Result:
     """Train one configuration to its end and return its result.
 
     A finished run is returned as stored; an interrupted one resumes where it stopped, to the same bits. ``dataset``
-    and ``network`` (seed -> module) take the place of the configured ones. Raises ``RunFailed`` where the training
+    and ``network`` (seed -> module) take the place of the configured ones. Of several processes (``ranks``, which have
+    met) each calls this, and the first alone writes, tracks and is watched. Raises ``RunFailed`` where the training
     diverges; its record stays.
     """
-    if config.plugin is not None:  # a worker's process has not read it yet
-        plugins.load(config.plugin)
-    problem = prepare(config, dataset)
-    digests = problem.digests
-    if network is not None:
-        digests["network"] = _network_digest(network(stream_seed(config.seed, 0, 0, "init")))
-    folder = RunFolder(store, config.key(digests))
-    with folder.lock():
-        record = folder.record
+    ranks = ranks or Ranks()
+    if not ranks.first:
+        tracker = watch = None
+    with ExitStack() as held:
+        with ranks.agreed():
+            if config.plugin is not None:  # a worker's process has not read it yet
+                plugins.load(config.plugin)
+            ranks.check(config)
+            problem = prepare(config, dataset)
+            digests = problem.digests
+            if network is not None:
+                digests["network"] = _network_digest(network(stream_seed(config.seed, 0, 0, "init")))
+            folder = RunFolder(store, config.key({**digests, **ranks.digests()}))
+            if ranks.first:
+                ranks.check_begun(config, digests, store)
+                held.enter_context(folder.lock())
+                problem.save_labels(store)
+        digests |= ranks.digests()
+        if len(set(ranks.gather(folder.key))) > 1:
+            raise UserError("the processes do not train the same run: give each the same data and the same version")
+        record = ranks.share(lambda: folder.record)
         if record is not None and record["status"] == "finished":
             if tracker is not None:
                 tracker(folder).sync(final=True)
             return Result(folder.key, folder.path, record)
-        problem.save_labels(store)
-        training = Training(config, problem, digests, folder, network, tracker, watch)
+        training = Training(config, problem, digests, folder, network, tracker, watch, ranks)
         with hardware.settings(training.resolved["threads"], config.deterministic):
             return training.fit()
 
@@ -119,13 +134,18 @@ class Training:
         network: Factory | None = None,
         tracker: Callable[[RunFolder], Tracker] | None = None,
         watch: Watch | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config, self.problem, self.folder, self.watch = config, problem, folder, watch
+        self.ranks = ranks = ranks or Ranks()
+        # what processes average: every gradient at once, or the step's at its end
+        self.at_once: Average = ranks.average if config.sync_perturbation else list
+        self.at_end: Average = list if config.sync_perturbation else ranks.average
         self.tracker = tracker(folder) if tracker is not None else None
         noisy = problem.noisy.take(problem.train)
         images = config.epochs * len(noisy.labels)
         earlier = folder.record or {}
-        self.resolved = earlier.get("resolved") or hardware.resolve(config, images)
+        self.resolved = ranks.share(lambda: earlier.get("resolved") or hardware.resolve(config, images))
         self._check_machine()
         self.device = torch.device(self.resolved["device"])
         self.loader = Loader(
@@ -187,7 +207,7 @@ class Training:
 
     def fit(self) -> Result:
         """All stages, from the checkpoint on where there is one."""
-        saved = checkpoint.load(self.folder.path, self.device)
+        saved = self.ranks.share(lambda: checkpoint.load(self.folder.path, self.device), self.device)
         if saved is not None:
             self.lines, self.memo = saved["lines"], saved["memo"]
         self._write("running")
@@ -204,7 +224,7 @@ class Training:
                 for epoch in range(first, self.settings.epochs):
                     self._epoch(epoch, stage)
             self._finish()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RankLost):
             self._end("interrupted", None)
             raise
         except Exception as error:
@@ -217,15 +237,18 @@ class Training:
         """For ``Method.stages``: the reported logits of the stage that just ended, remembered for a resume."""
         name = f"{self.stage}/{which}"
         if name not in self.memo:
-            modules = self._evaluated()
-            if which == "selected":
-                if self.selected is None:
-                    raise UserError("teacher=selected needs a validation split: give --val-fraction")
-                modules = [copy.deepcopy(m) for m in modules]
-                for module, state in zip(modules, self.selected["networks"], strict=True):
-                    module.load_state_dict(state)
-            self.memo[name] = self.evaluator.reported(modules)
+            self.memo[name] = self.ranks.share(lambda: self._reported(which), self.device)
         return self.memo[name]
+
+    def _reported(self, which: str) -> Tensor:
+        modules = self._evaluated()
+        if which == "selected":
+            if self.selected is None:
+                raise UserError("teacher=selected needs a validation split: give --val-fraction")
+            modules = [copy.deepcopy(m) for m in modules]
+            for module, state in zip(modules, self.selected["networks"], strict=True):
+                module.load_state_dict(state)
+        return self.evaluator.reported(modules)
 
     # a stage
 
@@ -241,6 +264,7 @@ class Training:
             for k, net in enumerate(self.nets):
                 self._refresh(net.module, stage.fresh, k)
         for net in self.nets:
+            self.ranks.broadcast(net.module.state_dict().values())
             net.train_only(stage.trainable)
         self.optimizers = [self._optimizer(net) for net in self.nets]
         average = get_ema_multi_avg_fn(self.settings.ema) if self.settings.ema else None
@@ -263,7 +287,9 @@ class Training:
             forward = WithFeatures(module)
         if self.resolved["compile"]:
             forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
-        return Net(module, self.resolved["precision"], self.config.bn, forward)
+        net = Net(module, self.resolved["precision"], self.config.bn, forward)
+        net.statistics.average = self.ranks.average
+        return net
 
     def _refresh(self, module: nn.Module, count: int, k: int) -> None:
         """Draw the last blocks of a network anew, from the stage's own seed."""
@@ -286,7 +312,7 @@ class Training:
             clip=s.clip,
             **chosen.model_dump(),
         )
-        optimizer.edit = self.method.edit
+        optimizer.edit, optimizer.average = self.method.edit, self.at_end
         return optimizer
 
     def _evaluated(self) -> list[nn.Module]:
@@ -304,19 +330,21 @@ class Training:
         line["images_per_second"] = line.pop("images") / line["train_seconds"]
         last = self.settings.epochs - 1 - epoch
         if (epoch + 1) % self.settings.eval_every == 0 or last < EVALUATED_AT_THE_END:
-            self.method.on_evaluation(self._predict)
-            line |= self.evaluator.measure(self._evaluated())
+            line |= self.ranks.share(self._measure)
             self._select(epoch, line)
         line["eval_seconds"] = clock.lap()
         line["compile_seconds"] = clock.compiling
         self.lines.append(line)
-        self.folder.write_epochs(self.lines)
+        if self.ranks.first:
+            self.folder.write_epochs(self.lines)
         # before the checkpoint, so that a second start diverges again instead of going on from here
         if line["skipped_steps"] == line["steps"] or not math.isfinite(line.get("test_nll", 0.0)):
             raise RunFailed(f"diverged in epoch {epoch + 1}: not finite; lower --lr or --rho, or give --clip")
-        if self.config.snapshots and (epoch + 1) % self.config.snapshots == 0:
-            self.folder.write_weights(self._evaluated(), self.stage, epoch)
-        checkpoint.save(self.folder.path, self._state(epoch))
+        self.ranks.same(self._tensors())
+        if self.ranks.first:
+            if self.config.snapshots and (epoch + 1) % self.config.snapshots == 0:
+                self.folder.write_weights(self._evaluated(), self.stage, epoch)
+            checkpoint.save(self.folder.path, self._state(epoch))
         if self.tracker is not None:
             self.tracker.sync()
         line["log_seconds"] = clock.lap()
@@ -330,7 +358,8 @@ class Training:
         method.generator = stream(seed, self.stage, epoch, "method", self.device)
         method.rng = np.random.default_rng(stream_seed(seed, self.stage, epoch, "method", 1))
         for k, (net, optimizer) in enumerate(zip(self.nets, self.optimizers, strict=True)):
-            optimizer.generator = stream(seed, self.stage, epoch, "optimizer", self.device, k)
+            part = k if self.config.sync_perturbation else k + self.ranks.rank  # several processes have one network
+            optimizer.generator = stream(seed, self.stage, epoch, "optimizer", self.device, part)
             optimizer.on_epoch(epoch, self.settings.epochs, len(self.loader))
             net.module.train()
             net.seed = stream_seed(seed, self.stage, epoch, "method", 2 + k)
@@ -346,7 +375,7 @@ class Training:
             batches, images = batches + 1, images + len(batch.index)
             if self.watch is not None:
                 self.watch.step(self.stage, epoch, batches, len(drawn))
-        loss, norm, finite = sums.tolist()
+        loss, norm, finite = self.ranks.average([sums])[0].tolist()
         return {
             "train_loss": loss / finite if finite else None,
             "learning_rate": rate,
@@ -364,7 +393,8 @@ class Training:
         for net in self.nets:
             net.statistics.begin()
             net.seed += 1
-        tasks = self.method.tasks(batch, self._look)
+        # drawn for the whole batch, and then divided among the processes
+        tasks = [task.take(self.ranks.rows(len(task.inputs))) for task in self.method.tasks(batch, self._look)]
         planned: list[Tensor | None] = [None] * len(tasks)
         if self.method.plan is not None:
             whole = [self.optimizers[t.network].whole(len(t.inputs)) for t in tasks]
@@ -376,7 +406,7 @@ class Training:
             net, optimizer = self.nets[task.network], self.optimizers[task.network]
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            objective = Objective(net, task, self.method.loss, first, own)
+            objective = Objective(net, task, self.method.loss, first, own, self.at_once)
             loss = optimizer.step(objective)
             if self.own_rule is not None:
                 for p, g in zip(own, objective.own_grads, strict=True):  # a step that is skipped is so for all
@@ -408,8 +438,15 @@ class Training:
         self.nets[k].module.train()
         return result
 
+    def _measure(self) -> dict[str, float]:
+        """All figures of the present networks."""
+        self.method.on_evaluation(self._predict)
+        return self.evaluator.measure(self._evaluated())
+
     def _counts(self) -> tuple[int, int]:
-        return sum(n.forwards for n in self.nets), sum(n.backwards for n in self.nets)
+        """Rows that went forwards and backwards so far, over all processes, each of which has as many."""
+        size = self.ranks.size
+        return size * sum(n.forwards for n in self.nets), size * sum(n.backwards for n in self.nets)
 
     def _select(self, epoch: int, line: dict[str, Any]) -> None:
         """Keep the networks of the epoch that is best on noisy validation labels; the first of equals."""
@@ -436,6 +473,14 @@ class Training:
             "own_rule": None if self.own_rule is None else self.own_rule.state_dict(),
             "selected": self.selected,
         }
+
+    def _tensors(self) -> list[Tensor]:
+        """What several processes must hold alike."""
+        modules = [self.method, *(net.module for net in self.nets)]
+        kept = [t for module in modules for t in module.state_dict().values()]
+        kept += [t for o in self.optimizers for memory in o.memory.values() for t in memory]
+        kept += [t for o in self.optimizers for state in o.state.values() for t in state.values()]
+        return [t for t in kept if isinstance(t, Tensor)]
 
     def _load(self, saved: dict[str, Any]) -> None:
         for parts, states in (
@@ -487,16 +532,20 @@ class Training:
 
     def _write(self, status: str) -> None:
         self.record["status"] = status
-        self.folder.write(self.record)
+        if self.ranks.first:
+            self.folder.write(self.record)
 
     def _finish(self) -> None:
         """Results, weights, record; then the checkpoints go."""
         self.record["results"] = results(self.lines, self.stage)
         self.record["cost"] = cost(self.lines)
-        self.folder.write_weights(self._evaluated())
-        self.folder.write_epochs(self.lines)
+        if self.ranks.first:
+            self.folder.write_confusion(self.evaluator.confusion(self._evaluated()))
+            self.folder.write_weights(self._evaluated())
+            self.folder.write_epochs(self.lines)
         self._end("finished", None)
-        checkpoint.remove(self.folder.path)
+        if self.ranks.first:
+            checkpoint.remove(self.folder.path)
 
     def _end(self, status: str, error: str | None) -> None:
         self.record |= {"ended": datetime.now(UTC).isoformat(timespec="seconds"), "error": error}

@@ -14,6 +14,7 @@ from noisysam.errors import UserError
 DIGESTS = {"data": "d" * 64, "labels": "1" * 64}
 PLUGIN = __file__  # any Python file that registers nothing
 ANOTHER: dict[str, Any] = {  # another value of each field that is part of the key
+    "sync_perturbation": True,
     "dataset": "digits",
     "augment": "none",
     "train_subset": 100,

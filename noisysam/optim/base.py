@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from noisysam.errors import UserError
-from noisysam.objective import Closure, Objective, Rows
+from noisysam.objective import Average, Closure, Objective, Rows
 from noisysam.registry import Registry
 
 OPTIMIZERS: Registry[type["SharpnessAware"]] = Registry("optimizer")
@@ -120,6 +120,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self.peak_lr = float(self.param_groups[0]["lr"])  # before a schedule lowers it
         self.clip = clip
         self.edit: Callable[[list[Tensor], Sequence[Tensor]], list[Tensor]] | None = None  # the method's, if it has one
+        self.average: Average = list  # of a step's gradient
         self.generator: torch.Generator | None = None  # of this epoch's draws; None: torch's global one
         self.epoch, self.epochs, self.samples = 0, 1, 0  # as ``on_epoch`` said last
         self.steps = 0  # taken or skipped
@@ -263,6 +264,8 @@ class SharpnessAware(torch.optim.Optimizer):
             self.share = share
             total = self._add(total, self.gradient(objective, rows))  # type: ignore[arg-type]
         assert total is not None
+        total = self.average(total)
+        self.gathered = {name: self.average(kept) for name, kept in self.gathered.items()}
         grads = total if self.edit is None else self.edit(total, self.params)
         self.norm = global_norm(grads)
         sound = torch.isfinite(self.norm)

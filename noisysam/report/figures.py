@@ -1,50 +1,229 @@
-"""Figures of a report, the same bytes for the same figures."""
+"""Figures of a report, the same bytes for the same figures. Fit for print, and for readers with any colour vision:
+lines differ in marker and dash too."""
 
 import itertools
-from collections.abc import Sequence
-from pathlib import Path
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
-from noisysam.records import atomic
-from noisysam.report.tables import OWN_RATE, Summary
+from noisysam.report.tables import OWN_RATE, Cell, Summary, column_name, finished
 
 # Okabe and Ito's eight colours, which readers with any colour vision can tell apart; the lightest comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
+TOGETHER = len(COLOURS)  # lines in one panel; more can no longer be told apart
+NAMED = 12  # points in one panel that carry their names; more would cover each other
+
+Curves = Mapping[str, Sequence[dict[str, float | None]]]  # key of a run -> the lines of its epochs
 
 
-def accuracy(summaries: Sequence[Summary], path: Path) -> None:
-    """Test accuracy (percent) against the noise rate: a panel for each noise type, a line for each row, bars of one
-    standard deviation where there are several seeds. Labels that bring their own rate stand at the measured one."""
+def accuracy(summaries: Sequence[Summary]) -> Figure:
+    """Test accuracy (percent) at the last epoch against the noise rate: a panel for each noise type, a line for each
+    row, bands of one standard deviation where there are several seeds. Labels that bring their own rate stand at the
+    measured one. Many rows: a line of dots for each."""
     rows = list(dict.fromkeys(s["row"] for s in summaries))
+    if len(rows) > TOGETHER:
+        return _dots(summaries, rows)
     kinds = list(dict.fromkeys(_kind(s) for s in summaries))
-    figure = Figure(figsize=(1.5 + 4.5 * len(kinds), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    figure, panels = _panels(1, len(kinds))
     for panel, kind in zip(panels, kinds, strict=True):
-        for row, style in zip(rows, itertools.cycle(range(len(LINES) * len(COLOURS))), strict=False):
+        for style, row in enumerate(rows):
             here = [s for s in summaries if s["row"] == row and _kind(s) == kind and s["mean"] is not None]
             here.sort(key=_rate)
-            panel.errorbar(
-                [100 * _rate(s) for s in here],
-                [100 * s["mean"] for s in here],
-                yerr=[100 * (s["sd"] or 0.0) for s in here],
-                label=row,
-                color=COLOURS[style % len(COLOURS)],
-                marker=MARKERS[style % len(MARKERS)],
-                linestyle="none" if kind in OWN_RATE else LINES[style // len(COLOURS)],
-                capsize=3,
-                markersize=5,
-            )
-        panel.set_xlabel(f"{kind} noise: {'measured flip' if kind in OWN_RATE else 'nominal'} rate (%)")
-        panel.grid(alpha=0.3)
+            x, y = [100 * _rate(s) for s in here], np.array([100 * s["mean"] for s in here])
+            sd = np.array([100 * (s["sd"] or 0.0) for s in here])
+            own = {"linestyle": "none"} if kind in OWN_RATE else {}
+            panel.plot(x, y, label=_text(row), **{**_style(style), **own})
+            if sd.any():
+                panel.fill_between(x, y - sd, y + sd, color=COLOURS[style], alpha=0.15, linewidth=0)
+        panel.set_xlabel(f"{_text(kind)} noise: {'measured flip' if kind in OWN_RATE else 'nominal'} rate (%)")
     panels[0].set_ylabel("test accuracy at the last epoch (%)")
     panels[-1].legend(fontsize="small")
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+    return figure
+
+
+def _dots(summaries: Sequence[Summary], rows: Sequence[str]) -> Figure:
+    """A dot for each row and noise rate, whiskers of one standard deviation; rows from above as in the table."""
+    columns = list(dict.fromkeys(column_name(s) for s in summaries))
+    figure, (panel,) = _panels(1, 1, width=7.5, height=0.9 + 0.24 * len(rows))
+    for style, column in enumerate(columns):
+        here = [s for s in summaries if column_name(s) == column and s["mean"] is not None]
+        panel.errorbar(
+            [100 * s["mean"] for s in here], [rows.index(s["row"]) for s in here],
+            xerr=[100 * (s["sd"] or 0.0) for s in here], label=_text(column),
+            linestyle="none", color=COLOURS[style % TOGETHER], marker=MARKERS[style % TOGETHER], markersize=5,
+        )  # fmt: skip
+    panel.set_yticks(range(len(rows)), [_text(row) for row in rows], fontsize="small")
+    panel.invert_yaxis()
+    panel.set_xlabel("test accuracy at the last epoch (%)")
+    panel.legend(fontsize="small")
+    return figure
+
+
+MEASURED = {
+    "test_accuracy": "test accuracy (%)",
+    "memorised": "wrong labels learnt (%)",
+    "recovered": "wrong labels seen through (%)",
+    "auroc": "AUROC of wrong labels",
+}
+
+
+def curves(cells: Sequence[Cell], epochs: Curves) -> list[tuple[str, Figure]]:
+    """Learning curves, means over seeds: test accuracy, memorisation, recovery and detection over the epochs of the
+    last stage, a line of panels for each noise. More rows than one panel can show are parted, with the first row as the
+    reference in each part; each part has its name."""
+    rows = list(dict.fromkeys(cell["row"] for cell in finished(cells)))
+    parts = [rows]
+    if len(rows) > TOGETHER:
+        parts = [[rows[0], *rows[i : i + TOGETHER - 1]] for i in range(1, len(rows), TOGETHER - 1)]
+    names = [f"curves-{n}" for n in range(1, len(parts) + 1)] if len(parts) > 1 else ["curves"]
+    return [(name, _curves(cells, epochs, part)) for name, part in zip(names, parts, strict=True)]
+
+
+def _curves(cells: Sequence[Cell], epochs: Curves, rows: Sequence[str]) -> Figure:
+    done = finished(cells)
+    columns = list(dict.fromkeys(column_name(cell) for cell in done))
+    figure, panels = _panels(len(columns), len(MEASURED), width=3.4 * len(MEASURED), height=2.9 * len(columns))
+    for panel, (column, (measure, name)) in zip(panels, itertools.product(columns, MEASURED.items()), strict=True):
+        for style, row in enumerate(rows):
+            runs = [epochs[c["key"]] for c in done if c["row"] == row and column_name(c) == column]
+            mean = _mean_over_runs(runs, measure)
+            scale = 1 if measure == "auroc" else 100
+            x, y = [epoch + 1 for epoch in mean], [scale * value for value in mean.values()]
+            panel.plot(x, y, label=_text(row), **_style(style, marker=len(x) < 3))
+        panel.set_title(f"{_text(column)}: {name}", fontsize="small")
+        if column == columns[-1]:
+            panel.set_xlabel("epoch")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    return figure
+
+
+def _mean_over_runs(runs: Sequence[Sequence[Mapping[str, float | None]]], measure: str) -> dict[int, float]:
+    """Epoch -> mean over the runs that measured it in their last stage; nothing where a value is not finite."""
+    values: dict[int, list[float]] = {}
+    for lines in runs:
+        last = max((line["stage"] or 0 for line in lines), default=0)
+        for line in lines:
+            value = line.get(measure)
+            if line["stage"] == last and value is not None and math.isfinite(value):
+                values.setdefault(int(line["epoch"] or 0), []).append(value)
+    return {epoch: math.fsum(found) / len(found) for epoch, found in sorted(values.items())}
+
+
+def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Figure:
+    """Test accuracy at the last epoch against gradient evaluations per training image in the whole run, a panel for
+    each noise. The step line joins the rows that no cheaper row reaches; many rows: those alone carry their names."""
+    spent = gradients(cells)
+    columns = list(dict.fromkeys(column_name(s) for s in summaries))
+    figure, panels = _panels(1, len(columns))
+    for panel, column in zip(panels, columns, strict=True):
+        here = [s for s in summaries if column_name(s) == column and s["mean"] is not None and s["row"] in spent]
+        points = sorted((spent[s["row"]], -100 * s["mean"], s["row"]) for s in here)
+        panel.plot([x for x, _, _ in points], [-y for _, y, _ in points], "o", color=COLOURS[0], markersize=4)
+        front, best = [], -math.inf
+        for x, y, row in points:
+            if -y > best:
+                best = -y
+                front.append((x, best, row))
+        panel.plot(
+            [x for x, _, _ in front], [y for _, y, _ in front], drawstyle="steps-post", color=COLOURS[1], linewidth=1
+        )
+        for x, y, row in [(x, -y, row) for x, y, row in points] if len(points) <= NAMED else front:
+            panel.annotate(_text(row), (x, y), xytext=(4, 4), textcoords="offset points", fontsize="small")
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.xaxis.set_minor_formatter(ScalarFormatter())
+        panel.set_title(_text(column), fontsize="small")
+        panel.set_xlabel("gradient evaluations per training image")
+        panel.margins(x=0.25, y=0.15)
+    panels[0].set_ylabel("test accuracy at the last epoch (%)")
+    return figure
+
+
+def gradients(cells: Sequence[Cell]) -> dict[str, float]:
+    """Row -> gradient evaluations per training image in a whole run, all stages; mean over its finished runs."""
+    found: dict[str, list[float]] = {}
+    for cell in finished(cells):
+        if cell.get("gradient_samples") and cell.get("train"):
+            found.setdefault(cell["row"], []).append(cell["gradient_samples"] / cell["train"])
+    return {row: math.fsum(values) / len(values) for row, values in found.items()}
+
+
+def radii(sweeps: Mapping[str, Sequence[Summary]], radius: Callable[[Summary], float]) -> Figure:
+    """Test accuracy at the last epoch against the radius of the perturbation, a panel for each sweep, a line for each
+    noise, bands of one standard deviation."""
+    figure, panels = _panels(1, len(sweeps))
+    for panel, (name, summaries) in zip(panels, sweeps.items(), strict=True):
+        for style, column in enumerate(dict.fromkeys(column_name(s) for s in summaries)):
+            here = [s for s in summaries if column_name(s) == column and s["mean"] is not None]
+            here.sort(key=radius)
+            x, y = [radius(s) for s in here], np.array([100 * s["mean"] for s in here])
+            sd = np.array([100 * (s["sd"] or 0.0) for s in here])
+            panel.plot(x, y, label=_text(column), **_style(style))
+            if sd.any():
+                panel.fill_between(x, y - sd, y + sd, color=COLOURS[style % TOGETHER], alpha=0.15, linewidth=0)
+        smallest = min((radius(s) for s in summaries if radius(s) > 0), default=0.1)
+        panel.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+        panel.set_title(_text(name), fontsize="small")
+        panel.set_xlabel("radius rho")
+        panel.legend(fontsize="small")
+    panels[0].set_ylabel("test accuracy at the last epoch (%)")
+    return figure
+
+
+def matrices(named: Mapping[str, Sequence[Sequence[float]]], x: str, y: str) -> Figure:
+    """Row-stochastic matrices as heat maps with shared colours, in percent; numbers where they can be read."""
+    across = min(4, len(named))
+    down = -(-len(named) // across)
+    figure, panels = _panels(down, across, width=3.6 * across, height=3.5 * down)
+    for panel, (name, matrix) in zip(panels, named.items(), strict=False):
+        values = 100 * np.array(matrix)
+        image = panel.imshow(values, cmap="cividis", vmin=0, vmax=100)
+        panel.set_title(_text(name), fontsize="small")
+        panel.set_xlabel(x)
+        panel.set_ylabel(y)
+        panel.grid(False)
+        if len(values) <= 12:
+            for i, j in itertools.product(range(len(values)), repeat=2):
+                colour = "black" if values[i, j] > 50 else "white"
+                panel.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    for panel in panels[len(named) :]:
+        panel.set_axis_off()
+    figure.colorbar(image, ax=panels, label="%", shrink=0.8)
+    return figure
+
+
+def _panels(down: int, across: int, width: float = 0.0, height: float = 4.2) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width or 1.5 + 4.5 * across, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(down, across, squeeze=False).flat)
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    return figure, panels
+
+
+def _style(number: int, marker: bool = True) -> dict[str, Any]:
+    i = number % TOGETHER
+    return {
+        "color": COLOURS[i],
+        "marker": MARKERS[i] if marker else None,
+        "linestyle": LINES[(number // TOGETHER + number) % len(LINES)],
+        "markersize": 5,
+        "linewidth": 1.4,
+    }
+
+
+def _text(name: str) -> str:
+    """A name as matplotlib prints it literally: no formulas, no hidden legend entries."""
+    shown = " ".join(str(name).split()).replace("\\", "\\\\").replace("$", "\\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _kind(summary: Summary) -> str:

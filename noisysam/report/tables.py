@@ -6,23 +6,37 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from noisysam.errors import UserError
-from noisysam.records import study_records
+from noisysam.records import RunFolder, load_study
 
 Cell = dict[str, Any]  # one run of a study, flat: where it stands in the table, how it was made, every figure
 Summary = dict[str, Any]  # one field of a table: row, column, mean and standard deviation over seeds
 
 OWN_RATE = ("human", "file")  # noise types that bring their own rate
-PUBLISHED = Path(__file__).with_name("published.csv")
+LEVEL = 0.95  # of intervals
+WHOLE = ("variant", "revisions", "method_options", "matrix")  # of a cell: what is no single figure
 
 
 def read_cells(store: Path, study: str) -> list[Cell]:
     """The cells of a study in the order of its plan. A row whose cells differ in more than noise and seed is split,
-    and its name says by what."""
-    found = list(study_records(store, study))
-    variants = _variants([cell for cell, _ in found])
-    return [_flat(cell, variant, record or {}) for (cell, record), variant in zip(found, variants, strict=True)]
+    and its name says by what. A record that cannot be read, or that is not of the run whose place it takes, gives no
+    number: its cell's status is ``broken`` or ``foreign``."""
+    plan = load_study(store, study)["cells"]
+    return [
+        _flat(cell, variant, _record(store, cell["key"])) for cell, variant in zip(plan, _variants(plan), strict=True)
+    ]
+
+
+def _record(store: Path, key: str) -> Mapping[str, Any]:
+    try:
+        record = RunFolder(store, key).record or {}
+    except UserError as error:
+        return {"status": "broken", "error": str(error)}
+    if record and record.get("key") != key:
+        return {"status": "foreign", "error": f"its folder holds the record of run {record.get('key')}"}
+    return record
 
 
 def _variants(plan: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -49,7 +63,7 @@ def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> C
     options, resolved = record.get("optimizer_options", {}), record.get("resolved", {})
     model, cost = record.get("model", {}), record.get("cost", {})
     return {
-        "row": ", ".join(filter(None, (cell["row"], variant))),
+        "row": ", ".join(filter(None, (str(cell["row"]), variant))),
         "variant": variant,
         "noise_type": cell["config"]["noise_type"],
         "noise": cell["noise"],
@@ -62,6 +76,11 @@ def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> C
         "oracle": "; ".join(record.get("oracle", [])),
         "flip_rate": noise.get("flip_rate"),
         "labels": noise.get("digest"),
+        "method": config.get("method"),
+        "opt": config.get("opt"),
+        "method_options": record.get("method_options", {}),
+        "train": record.get("data", {}).get("train"),
+        "matrix": noise.get("matrix"),
         "model": model.get("name"),
         "parameters": model.get("parameters"),
         **{name: config.get(name) for name in ("dataset", "batch", "epochs", "lr", "eval_every")},
@@ -129,8 +148,9 @@ def percent(share: float) -> str:
 
 def summary_table(cells: Sequence[Cell], measure: str = "last") -> list[Summary]:
     """One dictionary for each row and column: mean and sample standard deviation (n - 1; None for one seed) of
-    ``measure`` over the finished seeds, in the unit of the records (accuracies: shares of 1), and how many seeds there
-    are, failed, or are still missing. Rows in the order of the plan, columns by noise type and rate."""
+    ``measure`` over the finished seeds, half the length of the mean's 95 % t interval (None below three seeds), in the
+    unit of the records (accuracies: shares of 1), and how many seeds there are, failed, or are still missing. Rows in
+    the order of the plan, columns by noise type and rate."""
     groups: dict[tuple[str, str, float], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell["row"], cell["noise_type"], cell["noise"]), []).append(cell)
@@ -142,7 +162,8 @@ def summary_table(cells: Sequence[Cell], measure: str = "last") -> list[Summary]
         values = [cell[measure] for cell in done if cell.get(measure) is not None]
         flips = [cell["flip_rate"] for cell in done]
         mean = math.fsum(values) / len(values) if values else None
-        spread = math.fsum((v - mean) ** 2 for v in values) if mean is not None else 0.0
+        n, spread = len(values), math.fsum((v - mean) ** 2 for v in values) if mean is not None else 0.0
+        sd = math.sqrt(spread / (n - 1)) if n > 1 else None
         summaries.append(
             {
                 "row": row,
@@ -152,9 +173,10 @@ def summary_table(cells: Sequence[Cell], measure: str = "last") -> list[Summary]
                 "noise": noise,
                 "flip_rate": math.fsum(flips) / len(flips) if flips else None,
                 "measure": measure,
-                "n": len(values),
+                "n": n,
                 "mean": mean,
-                "sd": math.sqrt(spread / (len(values) - 1)) if len(values) > 1 else None,
+                "sd": sd,
+                "half": None if sd is None or n < 3 else float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * sd / math.sqrt(n),
                 "unmeasured": len(done) - len(values),
                 "failed": failed,
                 "missing": len(group) - len(done) - failed,
@@ -170,11 +192,12 @@ def joined(values: Iterable[Any], none: str = "") -> str:
 
 
 def layout(summaries: Sequence[Summary]) -> pd.DataFrame:
-    """A table as it is printed: rows x noise, in percent, mean ± standard deviation with the number of seeds."""
+    """A table as it is printed: rows x noise, in percent, mean ± standard deviation [95 % interval of the mean], with
+    the number of seeds."""
     single = len({s["noise_type"] for s in summaries}) == 1 and not any(
         str(s["noise_type"]).partition(":")[0] in OWN_RATE for s in summaries
     )
-    places = sorted({(s["noise_type"], s["noise"]) for s in summaries})
+    places = columns(summaries)
     lines: dict[str, dict[str, str]] = {}
     for row in dict.fromkeys(s["row"] for s in summaries):
         own = {(s["noise_type"], s["noise"]): s for s in summaries if s["row"] == row}
@@ -190,16 +213,23 @@ def layout(summaries: Sequence[Summary]) -> pd.DataFrame:
     return pd.DataFrame(list(lines.values()))
 
 
+def columns(summaries: Sequence[Summary]) -> list[tuple[str, float]]:
+    """The columns of a table in their order: noise type and rate."""
+    return sorted({(s["noise_type"], s["noise"]) for s in summaries})
+
+
 def _split(own: Mapping[Any, Summary], name: str) -> list[str]:
     return [value for s in own.values() for value in s[name].split(", ") if value]
 
 
 def _field(s: Summary) -> str:
-    """`90.51 ± 0.20 (n=5)`; what is not there is named."""
+    """`90.51 ± 0.20 [90.26, 90.76] (n=5)`; what is not there is named."""
     lacking = [f"{s[name]} {name}" for name in ("failed", "missing") if s[name]]
     if not s["n"]:
         return "not measured" if s["unmeasured"] else "failed" if s["failed"] else "missing"
     spread = f" ± {100 * s['sd']:.2f}" if s["sd"] is not None else ""
+    if s["half"] is not None:
+        spread += f" [{100 * (s['mean'] - s['half']):.2f}, {100 * (s['mean'] + s['half']):.2f}]"
     return f"{100 * s['mean']:.2f}{spread} ({', '.join(['n=' + str(s['n']), *lacking])})"
 
 
@@ -244,41 +274,3 @@ def noise_table(cells: Sequence[Cell]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines)
-
-
-def published(table: str) -> pd.DataFrame:
-    """The lines of ``published.csv`` of one table, such as sam-table4; ``UserError`` where there is none."""
-    known = pd.read_csv(PUBLISHED, dtype={"arxiv": str})
-    chosen = known[known["table"] == table]
-    if chosen.empty:
-        raise UserError(f"no published table {table!r} (known: {', '.join(known['table'].unique())})")
-    return chosen
-
-
-def published_text(table: str) -> str:
-    """A published table in Markdown, with its source and numbered notes; doubtful values carry their own."""
-    lines = published(table)
-    notes: dict[str, int] = {}
-
-    def mark(text: str) -> str:
-        """The numbers of the notes in ``text``, which semicolons part."""
-        return " " + "".join(f"[{notes.setdefault(note, len(notes) + 1)}]" for note in text.split("; "))
-
-    printed = []
-    for row, group in lines.groupby("row", sort=False):
-        verified = group[group["mark"] == "verified"]
-        name = str(row) + "".join(mark(str(note)) for note in verified["note"].unique())
-        line = {"row": name, "backbone": joined(group["backbone"]), "noise": joined(group["noise_type"])}
-        line |= {f"{percent(noise)} %": "" for noise in sorted(lines["noise"].unique())}
-        for noise, value, doubt, note in zip(group["noise"], group["value"], group["mark"], group["note"], strict=True):
-            line[f"{percent(noise)} %"] = f"{value:.1f}" + (mark(f"doubtful: {note}") if doubt == "doubtful" else "")
-        printed.append(line)
-    source = f"{joined(lines['source'])}, arXiv {joined(lines['arxiv'])}"
-    facts = f"{joined(lines['dataset'])}, selection {joined(lines['selection'])}"
-    numbered = "\n".join(f"{number}. {note}" for note, number in notes.items())
-    return f"Source: {source} ({facts}). Not run here.\n\n{markdown(pd.DataFrame(printed))}\n\n{numbered}\n"
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    return str(table.to_markdown(index=False, disable_numparse=True))

@@ -1,0 +1,115 @@
+"""Intervals and tests for a handful of seeds: small functions of one value per seed.
+
+A p value is small where what its function is named after holds. Fewer than two values show nothing: p = 1. Values
+without any spread are taken as the limit of ever smaller spread: p is 0 or 1.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+
+Values = Sequence[float] | NDArray[np.float64]  # (n,), one value per seed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its sample standard deviation and t interval, in the unit of the values; one value has neither."""
+
+    n: int
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+def estimate(values: Values, level: float = 0.05) -> Estimate:
+    """Mean, sample standard deviation (n - 1) and t interval with coverage 1 - 2 ``level``, so that its ends are the
+    bounds of the two one-sided tests at ``level``. ``ValueError`` without values."""
+    n, mean, sd = _moments(values)
+    if n == 1:
+        return Estimate(1, mean, None, None, None)
+    reach = float(special.stdtrit(n - 1, 1 - level)) * sd / math.sqrt(n)
+    return Estimate(n, mean, sd, mean - reach, mean + reach)
+
+
+def _moments(values: Values) -> tuple[int, float, float]:
+    """Number, mean and sample standard deviation (of one value: 0)."""
+    n = len(values)
+    if n == 0:
+        raise ValueError("no values")
+    mean = math.fsum(values) / n
+    return n, mean, math.sqrt(math.fsum([(value - mean) ** 2 for value in values]) / max(n - 1, 1))
+
+
+def paired(a: Values, b: Values, level: float = 0.05) -> Estimate:
+    """The mean of a - b, seed by seed, with its interval. ``ValueError`` where the seeds are not the same number."""
+    return estimate([x - y for x, y in zip(a, b, strict=True)], level)
+
+
+def welch(a: Values, b: Values, level: float = 0.05) -> tuple[float, float, float]:
+    """mean(a) - mean(b) of unpaired samples with unequal variances, and the ends of its interval with coverage
+    1 - 2 ``level`` (Welch 1947). Each sample has two values or more."""
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(1 - 2 * level)
+    return math.fsum(a) / len(a) - math.fsum(b) / len(b), float(interval.low), float(interval.high)
+
+
+def greater(values: Values, bound: float = 0.0) -> float:
+    """That the mean exceeds ``bound``: Student's one-sided t test."""
+    return _beyond(values, bound, 1)
+
+
+def less(values: Values, bound: float = 0.0) -> float:
+    """That the mean is below ``bound``."""
+    return _beyond(values, bound, -1)
+
+
+def _beyond(values: Values, bound: float, sign: int) -> float:
+    if len(values) < 2:
+        return 1.0
+    n, mean, sd = _moments(values)
+    ahead = sign * (mean - bound)
+    return float(special.stdtr(n - 1, -ahead * math.sqrt(n) / sd)) if sd else float(ahead <= 0)
+
+
+def noninferior(differences: Values, margin: float) -> float:
+    """That the mean of a - b is above -``margin``: a is not worse than b by ``margin`` or more."""
+    return greater(differences, -margin)
+
+
+def equivalent(differences: Values, margin: float) -> float:
+    """That the mean lies between -``margin`` and ``margin``: two one-sided tests (Schuirmann 1987)."""
+    return max(greater(differences, -margin), less(differences, margin))
+
+
+def different(differences: Values, margin: float = 0.0) -> float:
+    """That the mean lies outside of -``margin`` to ``margin``: the better of two one-sided tests, doubled."""
+    return min(1.0, 2 * min(greater(differences, margin), less(differences, -margin)))
+
+
+def intersection_union(p: Sequence[float]) -> float:
+    """That every one of several things holds, each tested at full level (Berger 1982): the largest p."""
+    return max(p)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p values of a family, under any dependence (Holm 1979): those at or below the level hold, all of them
+    together, but for an error at that level."""
+    order = np.argsort(p)
+    steps = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1))
+    return [float(value) for value in np.minimum(steps, 1)[np.argsort(order)]]
+
+
+def simes(p: Sequence[float]) -> float:
+    """That at least one of several things holds (Simes 1986): min over j of k p_(j) / j. It is never above Holm's
+    smallest, nor above the largest p; at level where the tests are independent or positively dependent."""
+    return min(len(p) * value / (j + 1) for j, value in enumerate(sorted(p)))
+
+
+def slopes(values: ArrayLike, rates: Values) -> NDArray[np.float64]:
+    """For each seed the least-squares slope of its ``values`` (seeds, rates) over ``rates``, two or more: (seeds,)."""
+    centred = np.asarray(rates, np.float64) - math.fsum(rates) / len(rates)
+    return np.asarray(values, np.float64) @ centred / (centred @ centred)

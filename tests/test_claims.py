@@ -1,0 +1,496 @@
+"""Verdicts: hand-worked studies of every kind, what must leave them alone, and how often they are wrong."""
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from noisysam.errors import UserError
+from noisysam.records import import_study
+from noisysam.report import claims
+from noisysam.report.claims import OURS, Claim, Verdict, applicable, judge, parse, verdict_table
+from noisysam.report.tables import Cell, read_cells
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = (0, 1, 2)
+Figures = Mapping[str, Mapping[float, Sequence[float | None]]]  # row -> rate -> percent for each seed
+
+
+def study(figures: Figures, measure: str = "last", noise_type: str = "symmetric") -> list[Cell]:
+    """Cells whose ``measure`` is as given; None: not finished."""
+    return [
+        {
+            "row": row, "noise_type": noise_type, "noise": noise, "seed": seed,
+            "labels": f"{noise_type} {noise} {seed}",
+            "status": "missing" if value is None else "finished", measure: None if value is None else value / 100,
+        }
+        for row, rates in figures.items() for noise, values in rates.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+
+
+def gains(*rates: Sequence[float | None], level: float = 50.0) -> list[Cell]:
+    """Row A, better than B by so many points at 20 %, 40 %, ... for each seed."""
+    a = {0.2 * k: [None if g is None else level + g for g in rate] for k, rate in enumerate(rates, 1)}
+    return study({"A": a, "B": {noise: [level] * len(values) for noise, values in a.items()}})
+
+
+def claim(kind: Any, *rows: str, **fields: Any) -> Claim:
+    return Claim(text="it is so", kind=kind, rows=rows or ("A", "B"), **fields)
+
+
+def outcome(kind: Any, *rates: Sequence[float | None], **fields: Any) -> str:
+    return judge(claim(kind, **fields), gains(*rates), SEEDS).verdict
+
+
+def test_better_at_every_rate_by_hand() -> None:
+    """Differences 1, 2, 3 (t = 2 / (1 / root 3)) and 4, 5, 6: the first rate decides."""
+    found = judge(claim("greater"), gains([1, 2, 3], [4, 5, 6]), SEEDS)
+    assert found.verdict == "supported"
+    assert found.p == pytest.approx(stats.t.sf(2 * math.sqrt(3), 2))
+    assert found.deciding is not None
+    assert found.deciding.planned is not None
+    assert (found.deciding.what, found.deciding.planned.n, found.deciding.later) == ("symmetric 20 %", 3, None)
+    reach = stats.t.ppf(0.95, 2) / math.sqrt(3)
+    planned = found.deciding.planned
+    assert (planned.mean, planned.low, planned.high) == pytest.approx((2, 2 - reach, 2 + reach))
+    assert [effect.what for effect in found.effects] == ["symmetric 20 %", "symmetric 40 %"]
+    assert found.effects[1].p == pytest.approx(stats.ttest_1samp([4, 5, 6], 0, alternative="greater").pvalue)
+
+
+HIGH, LOW, WIDE, NONE = [4.0, 5.0, 6.0], [-4.0, -5.0, -6.0], [-4.0, 1.0, 6.0], [-0.1, 0.0, 0.1]
+JUST = [0.5, 1.0, 1.5]  # p = 0.037: shown at full level, not at half of it
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "rates", "expected"),
+    [
+        ("greater", {}, [HIGH, HIGH], "supported"),
+        ("greater", {}, [HIGH, WIDE], "undecided"),
+        ("greater", {}, [HIGH, LOW], "contradicted"),
+        ("greater", {}, [JUST, JUST], "supported"),
+        ("greater", {"level": 0.01}, [JUST, JUST], "undecided"),
+        ("greater", {"margin": 3}, [HIGH, HIGH], "supported"),
+        ("greater", {"margin": 5}, [HIGH, HIGH], "undecided"),
+        ("greater", {"margin": 9}, [HIGH, HIGH], "contradicted"),
+        ("greater", {"rates": "some"}, [HIGH, LOW], "supported"),
+        ("greater", {"rates": "some"}, [WIDE, LOW], "undecided"),
+        ("greater", {"rates": "some"}, [LOW, LOW], "contradicted"),
+        ("greater", {"rates": "some"}, [JUST, LOW], "undecided"),  # Holm: twice 0.037
+        ("greater", {"rates": "some", "noise": [0.2]}, [JUST, LOW], "supported"),
+        ("not_worse", {"margin": 1}, [NONE, HIGH], "supported"),
+        ("not_worse", {"margin": 1}, [NONE, WIDE], "undecided"),
+        ("not_worse", {"margin": 1}, [NONE, LOW], "contradicted"),
+        ("equal", {"margin": 1}, [NONE, NONE], "supported"),
+        ("equal", {"margin": 1}, [NONE, WIDE], "undecided"),
+        ("equal", {"margin": 1}, [NONE, HIGH], "contradicted"),
+        ("equal", {"margin": 1}, [NONE, LOW], "contradicted"),
+        ("equal", {"margin": 0.001}, [JUST], "undecided"),  # two sides: twice 0.037
+        ("equal", {"margin": 7}, [HIGH, LOW], "supported"),
+    ],
+)
+def test_verdicts(kind: str, fields: dict[str, Any], rates: list[list[float]], expected: str) -> None:
+    assert outcome(kind, *rates, **fields) == expected
+
+
+def test_contradiction_at_one_rate_or_at_all() -> None:
+    """Simes: 0.037 at every rate contradicts, at one of two it does not."""
+    just = [-0.5, -1.0, -1.5]
+    assert outcome("greater", just, just) == "contradicted"
+    assert outcome("greater", just, WIDE) == "undecided"
+    found = judge(claim("greater"), gains(HIGH, [-4.9, -5.0, -5.1], HIGH), SEEDS)
+    assert found.deciding is not None
+    assert (found.verdict, found.deciding.what) == ("contradicted", "symmetric 40 %")
+    assert found.opposite == pytest.approx(3 * stats.ttest_1samp([-4.9, -5, -5.1], 0, alternative="less").pvalue)
+    found = judge(claim("greater", rates="some"), gains([-4.9, -5.0, -5.1], LOW), SEEDS)
+    assert found.deciding is not None
+    assert (found.verdict, found.deciding.what) == ("contradicted", "symmetric 40 %")
+
+
+def test_gain_that_grows() -> None:
+    """Slopes by hand: gains (0, 4), (1, 6), (2, 8) over 20 %: 2, 2.5 and 3 points for 10 %."""
+    found = judge(claim("grows"), gains([0, 1, 2], [4, 6, 8]), SEEDS)
+    assert found.deciding is not None
+    assert found.deciding.planned is not None
+    assert (found.verdict, found.deciding.planned.mean) == ("supported", 2.5)
+    assert found.p == pytest.approx(stats.ttest_1samp([2, 2.5, 3], 0, alternative="greater").pvalue)
+    assert "+2.50 [" in verdict_table([found])["effect [interval]"][0]
+    assert "points per 10 % noise" in verdict_table([found])["effect [interval]"][0]
+    assert outcome("grows", [4, 6, 8], [0, 1, 2]) == "contradicted"
+    assert outcome("grows", HIGH, HIGH) == "undecided"
+    assert judge(claim("grows"), gains(HIGH), SEEDS).reason == "one noise rate: no trend"
+
+
+def test_gain_that_grows_with_each_type_of_noise() -> None:
+    def typed(noise_type: str, *rates: Sequence[float]) -> list[Cell]:
+        return [{**cell, "noise_type": noise_type} for cell in gains(*rates)]
+
+    up, human = typed("symmetric", [0, 1, 2], [4, 6, 8]), typed("human:worst", HIGH)
+    assert judge(claim("grows"), [*up, *human], SEEDS).verdict == "supported"
+    assert judge(claim("grows"), [*up, *typed("pair", [4, 6, 8], [0, 1, 2])], SEEDS).verdict == "contradicted"
+    both = [*typed("symmetric", HIGH), *typed("pair", LOW)]
+    assert judge(claim("greater"), both, SEEDS).verdict == "contradicted"
+    assert judge(claim("greater", noise_type="symmetric"), both, SEEDS).verdict == "supported"
+
+
+def family(**rows: Sequence[float]) -> list[Cell]:
+    return study({**{row: {0.4: [50 + g for g in gain]} for row, gain in rows.items()}, "B": {0.4: [50.0] * 3}})
+
+
+def test_some_row_beats() -> None:
+    beats = claim("some_beats", "C", "D", "A", "B")
+    found = judge(beats, family(A=[4.9, 5, 5.1], C=LOW, D=WIDE), SEEDS)
+    assert found.deciding is not None
+    assert (found.verdict, found.deciding.what) == ("supported", "A, symmetric 40 %")
+    assert found.p == pytest.approx(3 * stats.ttest_1samp([4.9, 5, 5.1], 0, alternative="greater").pvalue)
+    assert judge(beats, family(A=JUST, C=LOW, D=LOW), SEEDS).verdict == "undecided"  # Holm: three times 0.037
+    assert judge(beats, family(A=LOW, C=LOW, D=LOW), SEEDS).verdict == "contradicted"
+    assert judge(beats, family(A=LOW, C=WIDE, D=LOW), SEEDS).verdict == "undecided"
+
+
+def sweep(*means: float, values: Sequence[str] = ("0.02", "0.05", "0.1", "0.5", "1.0")) -> list[Cell]:
+    """Radii of SAM with these accuracies, shuffled."""
+    rows = {f"SAM, rho={rho}": {0.8: [mean - 0.3, mean, mean + 0.4]} for rho, mean in zip(values, means, strict=False)}
+    return study(dict(sorted(rows.items(), key=lambda row: row[0][::-1])))
+
+
+def test_knife_edge() -> None:
+    radii = {"0.1": [44, 43.5, 44.5], "0.02": [27, 27.1, 26.9], "1.0": [20, 20, 20], "0.05": [79, 79.3, 78.7]}
+    cells = study({f"SAM, rho={rho}": {0.8: values} for rho, values in {**radii, "0.5": [30, 30, 30]}.items()})
+    found = judge(claim("knife_edge", "SAM, rho", margin=5), cells, SEEDS)
+    assert found.deciding is not None
+    assert (found.verdict, found.deciding.what) == ("supported", "SAM, rho=0.05 over SAM, rho=0.1, symmetric 80 %")
+    falls = np.subtract(radii["0.05"], radii["0.1"])
+    assert found.p == pytest.approx(3 * stats.ttest_1samp(falls, 5, alternative="greater").pvalue)
+    assert judge(claim("knife_edge", "SAM, rho", margin=40), cells, SEEDS).verdict == "contradicted"
+    named = claim("knife_edge", *(f"SAM, rho={rho}" for rho in ("0.02", "0.05", "0.1", "0.5", "1.0")), margin=5)
+    assert judge(named, cells, SEEDS) == replace(found, claim=named)
+    moved = claim("knife_edge", *(f"SAM, rho={rho}" for rho in ("0.05", "0.02", "0.1", "0.5", "1.0")), margin=5)
+    assert judge(moved, cells, SEEDS).verdict == "contradicted"  # the best is at an end
+
+
+def test_knife_edge_pays_for_the_choice_of_the_best() -> None:
+    """Three rows may be the best: a fall with p = 0.037 is not enough; with one that may be, it is."""
+    rows = {f"r{k}": {0.4: [50.0] * 3} for k in range(5)} | {"r2": {0.4: [50 + g + 1 for g in JUST]}}
+    assert judge(claim("knife_edge", "r0", "r1", "r2", "r3", "r4", margin=1), study(rows), SEEDS).verdict == "undecided"
+    assert judge(claim("knife_edge", "r1", "r2", "r3", margin=1), study(rows), SEEDS).verdict == "supported"
+
+
+def test_radii_are_ordered_as_numbers() -> None:
+    edge = claim("knife_edge", "SAM, rho", margin=5)
+    cells = sweep(20, 30, 80, 30, 20, values=("1e-05", "0.05", "0.5", "5.0", "10.0"))
+    assert judge(edge, cells, SEEDS).verdict == "supported"
+    assert judge(edge, sweep(80, 30, 20, values=("1e-05", "5.0", "10.0")), SEEDS).verdict == "contradicted"
+    assert applicable([edge], sweep(80, 30)) == []
+    assert applicable([edge], study({f"SAM, m={m}": {0.8: [1, 2, 3]} for m in (1, 2, 3)})) == []
+    assert judge(edge, sweep(80, 30), SEEDS).reason == "rows missing: SAM, rho=... at three values or more"
+
+
+def test_measures_and_direction() -> None:
+    cells = [
+        {**cell, "selected": cell["last"] + 0.20 * (cell["row"] == "B"), "memorised": 1 - cell["last"]}
+        for cell in gains(HIGH, HIGH)
+    ]
+    assert judge(claim("greater"), cells, SEEDS).verdict == "supported"
+    assert judge(claim("greater", measure=["last", "selected"]), cells, SEEDS).verdict == "contradicted"
+    assert judge(claim("greater", measure="memorised"), cells, SEEDS).verdict == "contradicted"
+    assert judge(claim("greater", measure="memorised", direction="lower"), cells, SEEDS).verdict == "supported"
+    early = claim("greater", "B", "B", measure=["selected", "last"])
+    assert judge(early, cells, SEEDS).verdict == "supported"
+
+
+@pytest.mark.parametrize(
+    ("rates", "planned", "reason"),
+    [
+        ([[5]], [0], "n = 1: no interval"),
+        ([[5, 5.1]], [0, 1], "n = 2: descriptive"),
+        ([[5, 5.1, 5.2]], [0, 1], "n = 2: descriptive"),
+        ([[5, 5.1, 5.2]], [], "no seed was planned"),
+        ([[5, 5.1, None], [5, None, None]], SEEDS, "planned figures missing: symmetric 20 %, seed 2, and 1 more"),
+        ([[5, 5.1, 5.2, None]], range(4), "planned figures missing: symmetric 20 %, seed 3"),
+        ([[None, None, 5]], SEEDS, "planned figures missing: symmetric 20 %, seed 0, 1"),
+        ([WIDE], SEEDS, "neither is shown (p = 0.38, opposite 0.62): the interval is wide, symmetric 20 %"),
+    ],
+)
+def test_why_it_is_undecided(rates: list[list[float | None]], planned: Sequence[int], reason: str) -> None:
+    found = judge(claim("greater"), gains(*rates), planned)
+    assert (found.verdict, found.reason) == ("undecided", reason)
+
+
+def test_effects_of_few_seeds_are_told() -> None:
+    one, two = (judge(claim("greater"), gains(values), range(len(values))) for values in ([5.0], [5.0, 5.5]))
+    table = verdict_table([one, two])
+    assert list(table["effect [interval]"]) == ["+5.00 points", "+5.25 [+3.67, +6.83] points"]
+    assert list(table["n"]) == ["1", "2"]
+
+
+def test_what_the_study_lacks() -> None:
+    cells = gains(HIGH)
+    assert judge(claim("greater", "A", "C"), cells, SEEDS).reason == "rows missing: C"
+    assert judge(claim("greater", noise=[0.2, 0.9]), cells, SEEDS).reason == "noise rates missing"
+    assert judge(claim("greater", noise_type="pair"), cells, SEEDS).reason == "rows missing: A, B"
+    without = [{**cell, "selected": None} for cell in cells]
+    assert "figures missing" in judge(claim("greater", measure="selected"), without, SEEDS).reason
+    failed = [{**cell, "status": "failed" if cell["seed"] == 1 else "finished"} for cell in cells]
+    assert "seed 1" in judge(claim("greater"), failed, SEEDS).reason
+
+
+def test_pairs_share_their_labels() -> None:
+    cells = gains(HIGH)
+    cells[1]["labels"] = "other"
+    with pytest.raises(UserError, match=r"A and B were trained on different labels at symmetric 20 %, seed 1: .* pair"):
+        judge(claim("greater"), cells, SEEDS)
+    with pytest.raises(UserError, match="B, symmetric 20 %, seed 2 is there twice"):
+        judge(claim("greater"), [*gains(HIGH), gains(HIGH)[-1]], SEEDS)
+
+
+def test_seeds_added_later_are_described_and_decide_nothing() -> None:
+    found = judge(claim("greater"), gains([*WIDE, *([9.0] * 7)]), SEEDS)
+    assert found.verdict == "undecided"
+    assert found.deciding is not None
+    assert found.deciding.later is not None
+    assert (found.deciding.later.n, found.deciding.later.mean) == (10, 6.6)
+    table = verdict_table([found])
+    assert list(table["verdict"]) == ["undecided", "descriptive"]
+    assert list(table["n"]) == ["3", "10"]
+    assert table["reason"][1] == "7 of the seeds added later, symmetric 20 %: no part of the verdict"
+    as_if_planned = judge(claim("greater"), gains([*WIDE, *([9.0] * 7)]), range(10))
+    assert as_if_planned.verdict == "supported"
+
+
+def test_table_as_printed() -> None:
+    cells = [{**cell, "oracle": "rho per rate" if cell["row"] == "A" else ""} for cell in gains(HIGH, [1, 2, 3, 9])]
+    cells = [{**cell, "best": cell["last"]} for cell in cells]
+    table = verdict_table(
+        [judge(c, cells, SEEDS) for c in (claim("greater"), claim("equal", margin=9, measure="best", level=0.01))]
+    )
+    assert list(table.columns) == ["claim", "verdict", "effect [interval]", "n", "reason"]
+    first, more, second, *_ = table.itertuples(index=False)
+    assert first == (
+        "it is so (oracle: A)", "supported", "+2.00 [+0.31, +3.69] points", "3", "shown: p = 0.037, symmetric 40 %"
+    )  # fmt: skip
+    assert (more[1], more[3]) == ("descriptive", "4")
+    assert second[0] == "it is so (oracle: A, best epoch on test)"
+    assert second[4].endswith("; level 0.01")
+
+
+def test_yaml_has_exactly_the_fields() -> None:
+    text = """
+    - {text: early stopping helps, kind: greater, rows: [A, A], measure: [selected, last]}
+    - text: A remembers less than B at most rates
+      kind: not_worse
+      rows: [A, B]
+      measure: memorised
+      direction: lower
+      margin: 1.5
+      rates: some
+      noise: [0.2, 0.4]
+      noise_type: symmetric
+      level: 0.025
+    """
+    first, second = parse(yaml.safe_load(text), "study.yaml: claims")
+    assert (first.measure, first.rates, first.level) == (("selected", "last"), "all", 0.05)
+    assert set(yaml.safe_load(text)[1]) == set(Claim.model_fields)
+    assert second.measure == ("memorised", "memorised")
+    assert second.noise == (0.2, 0.4)
+    assert parse([c.model_dump(mode="json") for c in OURS], "claims") == OURS
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"kind": "better"}, "kind: should be 'greater'"),
+        ({"kind": None}, "kind: missing"),
+        ({"colour": 1}, "colour: there is no such option"),
+        ({"text": ""}, "text: "),
+        ({"rows": ["A"]}, "rows: greater compares two"),
+        ({"rows": ["A", "A"]}, "rows: a row is compared with itself"),
+        ({"rows": "A"}, "rows: "),
+        ({"measure": "loss"}, "measure.0: should be 'last'"),
+        ({"kind": "equal"}, "margin: equal needs one above 0"),
+        ({"kind": "not_worse", "margin": -1}, "margin: should be greater than or equal to 0"),
+        ({"margin": math.inf}, "margin: should be a finite number"),
+        ({"kind": "grows", "margin": 1}, "margin: grows has none"),
+        ({"kind": "grows", "rates": "some"}, "rates: grows has none"),
+        ({"kind": "knife_edge", "margin": 1}, "rows: knife_edge needs three"),
+        ({"kind": "knife_edge", "rows": ["A", "B", "C"], "measure": ["last", "best"], "margin": 1}, "measure: knife"),
+        ({"kind": "some_beats", "rows": ["A"]}, "rows: some_beats needs candidates"),
+        ({"level": 0.5}, "level: should be less than 0.5"),
+        ({"rates": "most"}, "rates: should be 'all' or 'some'"),
+        ({"noise": []}, "noise: "),
+    ],
+)
+def test_faults_name_their_field(change: dict[str, Any], fault: str) -> None:
+    given = {"text": "it is so", "kind": "greater", "rows": ["A", "B"], **change}
+    given = {name: value for name, value in given.items() if value is not None}
+    with pytest.raises(UserError) as error:
+        parse([{"text": "fine", "kind": "greater", "rows": ["A", "B"]}, given], "study.yaml: claims")
+    assert str(error.value).startswith(f"study.yaml: claims, number 2, {fault}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_claim_is_a_mapping() -> None:
+    with pytest.raises(UserError, match="claims, number 1, "):
+        parse(["SAM is better"], "claims")
+
+
+def test_our_claims_are_about_rows_of_our_studies() -> None:
+    """Each applies where its rows are, and to every study whose rows it has."""
+    studies = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "experiments").glob("*.yaml")}
+    applied = {}
+    for name in ("cpu-small", "cpu-small-family", "cpu-small-m", "table4"):
+        rows = {row: {noise: [1.0] for noise in studies[name]["grid"]["noise"]} for row in studies[name]["rows"]}
+        applied[name] = applicable(OURS, study(rows))
+    assert [len(applied[name]) for name in applied] == [5, 7, 4, 5]
+    of_a_sweep = [c for c in OURS if c.rows == ("SAM, rho",)]
+    assert {c.text for found in applied.values() for c in found} == {c.text for c in OURS if c not in of_a_sweep}
+    assert applicable(OURS, sweep(20, 80, 30)) == of_a_sweep
+
+
+def test_committed_studies_of_one_seed_decide_nothing(tmp_path: Path) -> None:
+    import_study(ROOT / "reports" / "cpu-small" / "records", tmp_path)
+    cells = read_cells(tmp_path, "cpu-small")
+    seeds = {cell["seed"] for cell in cells}
+    if len(seeds) > 1:
+        pytest.skip("the study has several seeds now")
+    verdicts = [judge(c, cells, seeds) for c in applicable(OURS, cells)]
+    assert [(v.verdict, v.reason) for v in verdicts] == [("undecided", "n = 1: no interval")] * 5
+    sam, sgd = ([c["last"] for c in cells if (c["row"], c["noise"]) == (row, 0.4)] for row in ("SAM", "SGD"))
+    assert verdicts[0].effects[0].planned is not None
+    assert verdicts[0].effects[0].planned.mean == pytest.approx(100 * (sam[0] - sgd[0]))
+
+
+# What must leave a verdict alone. Gains of a few points with little spread, so that all verdicts come up.
+
+KINDS = [
+    claim("greater"),
+    claim("greater", rates="some"),
+    claim("not_worse", margin=2),
+    claim("equal", margin=3),
+    claim("grows"),
+    claim("some_beats", "A", "C", "B"),
+    claim("knife_edge", "C", "A", "B", margin=1),
+]
+kinds = pytest.mark.parametrize("tested", KINDS, ids=lambda c: f"{c.kind} {c.rates}")
+
+
+@st.composite
+def studies(draw: st.DrawFn, seeds: int = 5) -> list[Cell]:
+    """Rows A, B, C at two rates; figures with two decimals."""
+    figures: dict[str, dict[float, list[float]]] = {}
+    for row in "ABC":
+        for noise in (0.2, 0.6):
+            level = draw(st.integers(40, 46))
+            spread = draw(st.lists(st.integers(-60, 60), min_size=seeds, max_size=seeds))
+            figures.setdefault(row, {})[noise] = [level + s / 100 for s in spread]
+    return study(figures)
+
+
+def told(verdict: Verdict) -> tuple[str, float, float]:
+    return verdict.verdict, round(verdict.p, 6), round(verdict.opposite, 6)
+
+
+@kinds
+@settings(max_examples=40, deadline=None)
+@given(cells=studies(), order=st.randoms(use_true_random=False))
+def test_order_of_runs(tested: Claim, cells: list[Cell], order: Any) -> None:
+    shuffled = cells[:]
+    order.shuffle(shuffled)
+    assert judge(tested, shuffled, SEEDS) == judge(tested, cells, SEEDS)
+
+
+@kinds
+@settings(max_examples=40, deadline=None)
+@given(cells=studies(seeds=8), more=st.integers(0, 5))
+def test_later_seeds(tested: Claim, cells: list[Cell], more: int) -> None:
+    first = judge(tested, [cell for cell in cells if cell["seed"] < 3], SEEDS)
+    later = judge(tested, [cell for cell in cells if cell["seed"] < 3 + more], SEEDS)
+    assert told(first) == told(later)
+    assert first.reason == later.reason
+    assert [effect.planned for effect in first.effects] == [effect.planned for effect in later.effects]
+    assert all((effect.later is not None) == (more > 0) for effect in later.effects)
+
+
+@kinds
+@settings(max_examples=40, deadline=None)
+@given(cells=studies(), gone=st.sets(st.integers(0, 29)))
+def test_looking_early(tested: Claim, cells: list[Cell], gone: set[int]) -> None:
+    """A verdict before all planned runs have finished stays when they have."""
+    early = judge(tested, [{**c, "status": "missing"} if k in gone else c for k, c in enumerate(cells)], range(5))
+    assert early.verdict in ("undecided", judge(tested, cells, range(5)).verdict)
+
+
+@kinds
+@settings(max_examples=40, deadline=None)
+@given(cells=studies(), shifts=st.lists(st.integers(-30, 30), min_size=5, max_size=5))
+def test_seed_effects_that_rows_share_and_scale(tested: Claim, cells: list[Cell], shifts: list[int]) -> None:
+    found = judge(tested, cells, range(5))
+    shifted = [{**cell, "last": cell["last"] + shifts[cell["seed"]] / 100} for cell in cells]
+    assert told(judge(tested, shifted, range(5))) == told(found)
+    half = tested.model_copy(update={"margin": tested.margin / 2})
+    assert told(judge(half, [{**cell, "last": cell["last"] / 2} for cell in cells], range(5))) == told(found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cells=studies())
+def test_sides_swapped(cells: list[Cell]) -> None:
+    swapped = {"A": "B", "B": "A", "C": "C"}
+    mirrored = [{**cell, "row": swapped[cell["row"]]} for cell in cells]
+    for tested in (claim("greater"), claim("grows")):
+        if judge(tested, cells, SEEDS).verdict == "supported":
+            assert judge(tested, mirrored, SEEDS).verdict == "contradicted"
+    equal = claim("equal", margin=2)
+    assert told(judge(equal, mirrored, SEEDS)) == told(judge(equal, cells, SEEDS))
+    lower = claim("greater", direction="lower")
+    assert told(judge(lower, mirrored, SEEDS)) == told(judge(claim("greater"), cells, SEEDS))
+
+
+@settings(max_examples=60, deadline=None)
+@given(cells=studies(), lift=st.integers(0, 300))
+def test_a_better_row_is_never_less_supported(cells: list[Cell], lift: int) -> None:
+    lifted = [{**c, "last": c["last"] + lift / 10000} if c["row"] == "A" else c for c in cells]
+    for tested in (claim("greater"), claim("not_worse", margin=1), claim("some_beats", "A", "C", "B")):
+        before, after = judge(tested, cells, SEEDS), judge(tested, lifted, SEEDS)
+        assert after.p <= before.p + 1e-9
+        assert after.opposite >= before.opposite - 1e-9
+
+
+# How often they are wrong: a short form of benchmarks/verdicts.py.
+
+spec = importlib.util.spec_from_file_location("verdicts", ROOT / "benchmarks" / "verdicts.py")
+assert spec is not None
+assert spec.loader is not None
+verdicts = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(verdicts)
+STUDIES = 400
+MOST = stats.binom.ppf(0.999, STUDIES, claims.LEVEL)
+
+
+def test_every_kind_is_simulated() -> None:
+    kinds = Claim.model_fields["kind"].annotation.__args__
+    assert {s.claim.kind for s in verdicts.SCENARIOS if s.truth == "sought"} == set(kinds)
+    assert {s.claim.kind for s in verdicts.SCENARIOS if s.truth == "true"} == set(kinds)
+
+
+@pytest.mark.parametrize("number", range(len(verdicts.SCENARIOS)))
+def test_verdicts_of_simulated_studies(number: int) -> None:
+    scenario = verdicts.SCENARIOS[number]
+    tally = verdicts.simulate(scenario, STUDIES, np.random.default_rng([1, number]))
+    counts = verdicts.wrong(scenario, tally)
+    assert max(counts.values()) <= MOST, counts
+    if scenario.truth in ("true", "false"):  # and the right verdict comes
+        assert (tally.supported if scenario.truth == "true" else tally.contradicted) > STUDIES / 2
+
+
+def test_adding_until_decided_would_pay_if_added_seeds_counted() -> None:
+    tally = verdicts.simulate(verdicts.SCENARIOS[0], STUDIES, np.random.default_rng(2), added_count=True)
+    assert tally.added > MOST
+    assert tally.supported <= MOST
