@@ -1,249 +1,404 @@
-"""Studies: one YAML file, a grid of cells, each a run; finished cells are not run again."""
+"""Sweeps: what is run of a study, in which order, and how it stands. Finished cells are not run again."""
 
-import itertools
+import csv
+import difflib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from noisysam import records
-from noisysam.config import RunConfig, explain, validate
+from noisysam import methods, optim
+from noisysam.config import RunConfig
+from noisysam.data import Dataset
+from noisysam.engines import Engine, Job, Outcome
 from noisysam.errors import RunFailed, UserError
-from noisysam.problem import prepare
-from noisysam.records import RunFolder
+from noisysam.records import RECORD_SCHEMA, RunFolder
+from noisysam.study import Cell
+
+POLL = 5.0  # seconds between two looks at cells that other processes train
+HELD = "being trained by another process"  # what the lock of a run says
+FAILURES = "failures.txt"  # in a run's folder: a line for each time that it failed, until it finishes
+SAMPLE = 10  # finished cells of a row that a forecast looks at
 
 
-class StudyFile(BaseModel):
-    """What a study's YAML says. A cell's values are base, then grid, then row; later ones win."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    base: dict[str, Any] = Field({}, description="values of every cell")
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
-        {}, description="fields that are crossed with the rows, each a list of values"
-    )
-    rows: dict[str, dict[str, Any]] = Field(min_length=1, description="named rows of the table, each with its values")
-    seeds: list[int] = Field([0], min_length=1, description="seeds; the noise seed is the same number")
-    published: str | None = Field(None, description="published table to print beside: sam-table4")
+# which cells
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run of a study: its place in the table and its configuration."""
-
-    row: str
-    config: RunConfig
-    key: str
-
-    @property
-    def label(self) -> str:
-        """The cell in a few words."""
-        c = self.config
-        return f"{self.row} | {c.noise_type} {c.noise:g} | seed {c.seed}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a cell ended: ``error`` is None, or one line."""
-
-    cell: Cell
-    error: str | None
-
-
-class Job(Protocol):
-    """Trains one cell in ``store`` and returns None, or the line that says why it failed."""
-
-    def __call__(self, cell: Cell) -> str | None: ...
+def select(cells: Sequence[Cell], only: Iterable[str] = (), shard: str | None = None) -> list[Cell]:
+    """The cells that fit every 'field=value' of ``only``, where a field is ``row`` or one of the configuration, and of
+    those the share of shard 'i/n'. Shards are disjoint, together they are everything, and each costs about the same."""
+    chosen = list(cells)
+    for text in only:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--only {text}: write it as field=value, such as row=SAM or noise=0.8")
+        if name != "row" and name not in RunConfig.model_fields:
+            near = difflib.get_close_matches(name, ["row", *RunConfig.model_fields], n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise UserError(f"--only {text}: there is no field {name}{hint}")
+        found = [cell for cell in chosen if _matches(_value(cell, name), value)]
+        if not found:
+            known = ", ".join(dict.fromkeys(str(_value(cell, name)) for cell in chosen))
+            raise UserError(f"--only {text}: no cell has it (there are {known})")
+        chosen = found
+    if shard is None:
+        return chosen
+    parts = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if parts is None or not 1 <= int(parts[1]) <= int(parts[2]):
+        raise UserError(f"--shard {shard}: write it as i/n, such as 1/4, with i from 1 to n")
+    dealt = sorted(chosen, key=lambda cell: -work(cell.config))[int(parts[1]) - 1 :: int(parts[2])]
+    mine = {cell.key for cell in dealt}
+    return [cell for cell in chosen if cell.key in mine]
 
 
-class Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for place, (key, _) in enumerate(node.value):
-            if key.value in keys[:place]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
-        return super().construct_mapping(node, deep)
+def _value(cell: Cell, name: str) -> Any:
+    return cell.row if name == "row" else getattr(cell.config, name)
 
 
-def read(path: Path) -> StudyFile:
-    """A study file; ``UserError`` names the file and the place."""
+def _matches(value: Any, text: str) -> bool:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return str(value) == text
+
+
+# how they stand
+
+HEAD = re.compile(rb'\{\s*"schema": (\d+),\s*"key": "\w+",\s*"status": "(\w+)"')
+
+
+def state(cell: Cell, store: Path) -> str:
+    """``finished``, ``failed``, ``running`` (as far as the record knows), ``interrupted``, or ``to do``. Reads the head
+    and the end of the record alone. ``UserError`` for one that is damaged."""
     try:
-        content = yaml.load(path.read_text(), Loader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a mapping with base, grid, rows and seeds was expected")
-    try:
-        return StudyFile.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, prefix='')}") from None
-
-
-def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
-    """Every cell of a study file, validated, in the order seed, grid, row, so that rows of one problem are adjacent."""
-    study = read(path)
-    if any("seed" in values for values in (study.base, study.grid, *study.rows.values())):
-        raise UserError(f"{path}: seed stands in base, grid or a row: list the seeds under seeds instead")
-    if any("eval_every" in values for values in (study.grid, *study.rows.values())):
-        raise UserError(f"{path}: eval_every must be the same for all rows: set it in base")
-    for row, values in study.rows.items():
-        if twice := set(values) & set(study.grid):
-            raise UserError(f"{path}: row {row!r} sets {', '.join(sorted(twice))}, which the grid varies")
-    cells = []
-    for seed in study.seeds:
-        for point in itertools.product(*study.grid.values()):
-            for row, values in study.rows.items():
-                merged = {**study.base, **dict(zip(study.grid, point, strict=True)), **values, "seed": seed}
-                if data_dir is not None:
-                    merged["data_dir"] = data_dir
-                config = validate(merged, where=f"{path}, row {row!r}: ")
-                cells.append(Cell(row, config, config.key(prepare(config).digests)))
-    seen: dict[str, Cell] = {}
-    for cell in cells:
-        if cell.key in seen:
-            raise UserError(f"{path}: rows {seen[cell.key].row!r} and {cell.row!r} are the same run ({cell.label})")
-        seen[cell.key] = cell
-    return cells
-
-
-def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
-    """Keep the study's plan in the store, for the report and the export; returns its name, the file's stem."""
-    content = {
-        "schema": records.RECORD_SCHEMA,
-        "name": path.stem,
-        "file": path.read_text(),
-        "published": read(path).published,
-        "cells": [
-            {
-                "row": c.row,
-                "noise_type": c.config.noise_type,
-                "noise": c.config.noise,
-                "seed": c.config.seed,
-                "key": c.key,
-                "config": c.config.model_dump(mode="json", exclude={"data_dir"}),
-            }
-            for c in cells
-        ],
-    }
-    records.write_json(records.study_path(store, path.stem), content)
-    return path.stem
+        with (store / cell.key / "record.json").open("rb") as file:
+            head = HEAD.match(file.read(200))
+            file.seek(-min(2, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            whole = file.read() == b"}\n"
+    except FileNotFoundError:
+        return "to do"
+    if head is not None and whole and int(head[1]) == RECORD_SCHEMA:
+        return head[2].decode()
+    return str((RunFolder(store, cell.key).record or {}).get("status", "to do"))
 
 
 def finished(cell: Cell, store: Path) -> bool:
     """Whether a cell's result is in the store."""
-    record = RunFolder(store, cell.key).record
-    return record is not None and record["status"] == "finished"
+    return state(cell, store) == "finished"
 
 
-def forecast(cells: Sequence[Cell], store: Path) -> float | None:
+@dataclass(frozen=True)
+class Standing:
+    """How a cell stands: its ``state``, the last epoch that it wrote down, seconds since then, and why it failed."""
+
+    cell: Cell
+    state: str
+    epoch: str = ""
+    quiet: float | None = None
+    error: str | None = None
+
+
+def standing(cell: Cell, store: Path) -> Standing:
+    """How a cell stands, from its records alone: nothing is locked."""
+    found, folder = state(cell, store), RunFolder(store, cell.key)
+    if found == "failed":
+        return Standing(cell, found, error=reason((folder.record or {}).get("error")))
+    if found != "running":
+        return Standing(cell, found)
+    path = folder.path / "epochs.csv"
+    if not path.exists():
+        return Standing(cell, found, "first epoch", time.time() - (folder.path / "record.json").stat().st_mtime)
+    with path.open(newline="") as file:
+        *_, line = csv.DictReader(file)
+    stage, epoch = int(line["stage"]), int(line["epoch"]) + 1
+    where = f"epoch {epoch}/{cell.config.epochs}"
+    return Standing(cell, found, f"stage {stage + 1}, {where}" if stage else where, time.time() - path.stat().st_mtime)
+
+
+def reason(error: str | None) -> str:
+    """The line of an error that says what happened: of a traceback the last one."""
+    lines = (error or "unknown").strip().splitlines()
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
+
+
+# what they cost
+
+IMAGES = 50_000  # of a training set, for the estimate alone
+
+
+def work(config: RunConfig) -> float:
+    """About how many forwards of one image a run takes (a backward counts as two): for orders and shares only."""
+    forwards, backwards = optim.OPTIMIZERS[config.opt].cost(config.optimizer_options())
+    networks = methods.compose(config.method).networks
+    return config.epochs * (config.train_subset or IMAGES) * networks * (forwards + 2 * backwards)
+
+
+def seconds(cells: Sequence[Cell], store: Path, states: Mapping[str, str]) -> dict[str, float]:
+    """Seconds of training for a unit of ``work``, by row, from the first finished cells of each."""
+    spent: dict[str, list[float]] = {}
+    for cell in cells:
+        if states[cell.key] == "finished" and len(spent.setdefault(cell.row, [])) < SAMPLE:
+            cost = (RunFolder(store, cell.key).record or {})["cost"]
+            spent[cell.row].append((cost["train_seconds"] + cost["eval_seconds"]) / work(cell.config))
+    return {row: sum(rates) / len(rates) for row, rates in spent.items() if rates}
+
+
+def forecast(cells: Sequence[Cell], store: Path, states: Mapping[str, str] | None = None) -> float | None:
     """Seconds of training that the unfinished cells will take, from finished ones with the same row; None where
     nothing like them has run."""
-    known: dict[str, list[float]] = {}
-    for cell in cells:
-        record = RunFolder(store, cell.key).record
-        if record is not None and record["status"] == "finished":
-            spent = record["cost"]
-            known.setdefault(cell.row, []).append(spent["train_seconds"] + spent["eval_seconds"])
-    left = [cell.row for cell in cells if not finished(cell, store)]
-    if not left or any(row not in known for row in left):
+    states = states or {cell.key: state(cell, store) for cell in cells}
+    left = [cell for cell in cells if states[cell.key] != "finished"]
+    known = seconds(cells, store, states)
+    if not left or any(cell.row not in known for cell in left):
         return None
-    return sum(sum(known[row]) / len(known[row]) for row in left)
+    return sum(known[cell.row] * work(cell.config) for cell in left)
 
 
-def inline(job: Job, cells: Sequence[Cell]) -> Iterator[Outcome]:
-    """One cell after the other, in this process."""
-    for cell in cells:
-        yield Outcome(cell, job(cell))
+def longest_first(cells: Sequence[Cell], todo: Sequence[Cell], store: Path, states: Mapping[str, str]) -> list[Cell]:
+    """The cells ``todo`` by the time that they are expected to take: by finished cells of their rows where there are
+    any (of any row, else), and by ``work``."""
+    known = seconds(cells, store, states)
+    typical = sum(known.values()) / len(known) if known else 1.0
+    return sorted(todo, key=lambda cell: -known.get(cell.row, typical) * work(cell.config))
 
 
-def _call(job: Job, cell: Cell) -> str | None:
-    return job(cell)
+# running them
 
 
-def ray_tasks(job: Job, cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
-    """``jobs`` cells at a time, each in a fresh process with one thread, as Ray tasks."""
+class Sweep:
+    """The unfinished cells of a study on their way through an engine.
+
+    A cell that another process trains is put aside and waited for at the end: the sweep is over when every cell is
+    finished or has failed, whoever trained it. A failed cell is tried ``retries`` times more, over all sweeps together;
+    ``retry_failed`` gives those of earlier sweeps a new start. From ``deadline`` (seconds since 1970) on nothing new is
+    begun.
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        store: Path,
+        job: Job,
+        engine: Engine,
+        retries: int = 0,
+        retry_failed: bool = False,
+        deadline: float | None = None,
+    ) -> None:
+        self.cells, self.store, self.job, self.engine = cells, store, job, engine
+        self.retries, self.deadline = retries, deadline
+        states = {cell.key: state(cell, store) for cell in cells}
+        left = [cell for cell in cells if states[cell.key] != "finished"]
+        self.finished = len(cells) - len(left)
+        failed = {cell.key for cell in left if states[cell.key] == "failed"}
+        self.anew = failed if retry_failed else set()
+        for key in self.anew:
+            (store / key / FAILURES).unlink(missing_ok=True)
+        self.queue = deque(longest_first(cells, left, store, states) if engine.parallel else left)
+        self.flying: dict[str, Cell] = {}  # with the engine
+        self.failed: dict[str, Outcome] = {}
+        self.held: list[Cell] = []
+        self._tries = dict.fromkeys(failed - self.anew, 1)  # failures, where no file says more
+        self._news: list[Outcome] = []
+
+    @property
+    def left(self) -> int:
+        """Cells that are neither finished nor failed."""
+        return len(self.cells) - self.finished - len(self.failed)
+
+    def run(self) -> Iterator[Outcome]:
+        """Train the cells; every change of how one stands, as it happens."""
+        while self.queue or self.held:
+            for outcome in self.engine.map(self.job, self._next()):
+                self._settle(outcome)
+                yield from self._told()
+            yield from self._told()
+            if self._over():
+                return
+            yield from self._wait()
+
+    def _over(self) -> bool:
+        return self.deadline is not None and time.time() >= self.deadline
+
+    def _next(self) -> Iterator[Cell]:
+        """The next cell that is still to do when the engine has room for it."""
+        while self.queue and not self._over():
+            cell = self.queue.popleft()
+            if not self._elsewhere(cell):
+                self.anew.discard(cell.key)
+                self.flying[cell.key] = cell
+                yield cell
+
+    def _elsewhere(self, cell: Cell) -> bool:
+        """Whether another process has trained the cell meanwhile, or trains it now."""
+        found = state(cell, self.store)
+        if found == "finished":
+            self._settle(Outcome(cell, "finished"))
+        elif found == "failed" and cell.key not in self.anew and max(1, self._failures(cell)) > self.retries:
+            error = reason((RunFolder(self.store, cell.key).record or {}).get("error"))
+            self._tell(Outcome(cell, "failed", f"{error} (--retry-failed tries it again)"))
+        elif _is_held(RunFolder(self.store, cell.key)):
+            self._settle(Outcome(cell, "held"))
+        else:
+            return False
+        return True
+
+    def _settle(self, outcome: Outcome) -> None:
+        """What follows from the end of a cell."""
+        cell = outcome.cell
+        self.flying.pop(cell.key, None)
+        if outcome.state == "finished":
+            self.finished += 1
+            (self.store / cell.key / FAILURES).unlink(missing_ok=True)
+        elif outcome.state == "held":
+            self.held.append(cell)
+        elif outcome.state == "failed":
+            self._note_failure(cell, outcome.error or "")
+            if self._failures(cell) <= self.retries:
+                outcome = replace(outcome, state="again")
+                self.queue.append(cell)
+        self._tell(outcome)
+
+    def _tell(self, outcome: Outcome) -> None:
+        if outcome.state == "failed":
+            self.failed[outcome.cell.key] = outcome
+        self._news.append(outcome)
+
+    def _told(self) -> Iterator[Outcome]:
+        while self._news:
+            yield self._news.pop(0)
+
+    def _wait(self) -> Iterator[Outcome]:
+        """Until a cell that others hold is free; what they finish is told."""
+        while self.held and not self.queue and not self._over():
+            held, self.held = self.held, []
+            for cell in held:
+                if _is_held(RunFolder(self.store, cell.key)):
+                    self.held.append(cell)
+                else:
+                    self.queue.append(cell)
+            if not self.queue:
+                time.sleep(POLL)
+        yield from self._told()
+
+    def _note_failure(self, cell: Cell, error: str) -> None:
+        self._tries[cell.key] = self._failures(cell) + 1
+        folder = self.store / cell.key
+        if folder.exists():  # not where even the data were missing
+            with (folder / FAILURES).open("a") as file:
+                file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {error}\n")
+
+    def _failures(self, cell: Cell) -> int:
+        """How often the cell has failed, in this sweep and in earlier ones."""
+        path = self.store / cell.key / FAILURES
+        written = len(path.read_text().splitlines()) if path.exists() else 0
+        return max(written, self._tries.get(cell.key, 0))
+
+
+def _is_held(folder: RunFolder) -> bool:
+    """Whether a process trains this run. Leaves no trace where none ever did."""
+    if not (folder.path / "lock").exists():
+        return False
     try:
-        import ray
-    except ImportError:
-        raise UserError("--jobs needs Ray: pip install 'noisysam[ray]', or leave --jobs out") from None
-    quiet = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: whatever else runs would starve the study
-    ray.init(
-        num_cpus=jobs, include_dashboard=False, log_to_driver=False, logging_level="warning", configure_logging=False
-    )
-    try:
-        task = ray.remote(num_cpus=1, max_calls=1, max_retries=0, runtime_env={"env_vars": quiet})(_call)
-        waiting = {task.remote(job, cell): cell for cell in cells}
-        while waiting:
-            (ready,), _ = ray.wait(list(waiting), num_returns=1)
-            cell = waiting.pop(ready)
-            try:
-                yield Outcome(cell, ray.get(ready))
-            except ray.exceptions.RayError as error:
-                yield Outcome(cell, f"its process died: {str(error).splitlines()[0]}")
-    finally:
-        ray.shutdown()
+        with folder.lock():
+            return False
+    except UserError:
+        return True
 
 
-def run(
-    cells: Sequence[Cell], job: Job, store: Path, jobs: int = 1, done: Callable[[Outcome], None] | None = None
-) -> list[Outcome]:
-    """Train the unfinished cells; a failed one is an outcome, and the rest goes on."""
-    left = [cell for cell in cells if not finished(cell, store)]
-    outcomes = []
-    for outcome in inline(job, left) if jobs == 1 else ray_tasks(job, left, jobs):
-        outcomes.append(outcome)
-        if done is not None:
-            done(outcome)
-    return outcomes
+class TimeIsUp(KeyboardInterrupt):
+    """Ends a run as Ctrl-C does, between two epochs."""
+
+
+class Watch:
+    """Passes a training on to ``display``, and ends it after an epoch once ``deadline`` has passed."""
+
+    def __init__(self, display: Any, deadline: float | None) -> None:
+        self.display, self.deadline = display, deadline
+
+    def step(self, stage: int, epoch: int, number: int, of: int) -> None:
+        if self.display is not None:
+            self.display.step(stage, epoch, number, of)
+
+    def epoch(self, stage: int, number: int, of: int, line: dict[str, Any]) -> None:
+        if self.display is not None:
+            self.display.epoch(stage, number, of, line)
+        if self.deadline is not None and time.time() >= self.deadline and number + 1 < of:
+            raise TimeIsUp
 
 
 @dataclass(frozen=True)
 class TrainCell:
-    """The job of a sweep: train one cell, tracked where ``uri`` is given. Errors become the outcome's line."""
+    """The job of a sweep: train one cell, tracked where ``uri`` is given, as a child of the MLflow run ``parent``.
+    Errors become the outcome's line."""
 
     store: Path
     uri: str | None = None
     experiment: str = "noisysam"
+    parent: str | None = None
     threads: int | None = None
     show: bool = False
+    deadline: float | None = None
 
-    def __call__(self, cell: Cell) -> str | None:
+    def __call__(self, cell: Cell, dataset: Dataset | None = None) -> Outcome:
         import torch
 
         from noisysam.progress import Display
         from noisysam.train import fit
 
+        if self.deadline is not None and time.time() >= self.deadline:
+            return Outcome(cell, "stopped")
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compile_cache()))
         display = Display(cell.config, cpu=False) if self.show else None
+        tracker = tracker_for(self.uri, self.experiment, cell.row, self.parent)
+        watch = Watch(display, self.deadline)
         try:
-            fit(cell.config, store=self.store, tracker=tracker_for(self.uri, self.experiment, cell.row), watch=display)
+            fit(cell.config, dataset=dataset, store=self.store, tracker=tracker, watch=watch)
+        except TimeIsUp:
+            return Outcome(cell, "stopped")
         except Exception as error:
-            lines = str(error).splitlines() or [""]
+            line = next(iter(str(error).splitlines()), "")
+            if isinstance(error, UserError) and HELD in line:
+                return Outcome(cell, "held")
             known = isinstance(error, UserError | RunFailed)
-            return lines[0] if known else f"{type(error).__name__}: {lines[0]}"
+            return Outcome(cell, "failed", line if known else f"{type(error).__name__}: {line}")
         finally:
             if display is not None:
                 display.close()
-        return None
+        return Outcome(cell, "finished")
+
+    def threads_of(self, cell: Cell) -> int:
+        """Threads that the cell's run will use: those that it began with, else the job's own."""
+        record = RunFolder(self.store, cell.key).record
+        began = 0 if record is None else int(record.get("resolved", {}).get("threads", 0))
+        return began or self.threads or 1
+
+    def checkpoint(self, cell: Cell, dataset: Dataset | None = None) -> Any:
+        """For submitit, when a job is preempted: the same call again, which resumes the run."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, cell, dataset)
 
 
-def tracker_for(uri: str | None, experiment: str, row: str | None = None) -> Callable[[RunFolder], Any] | None:
+def compile_cache() -> Path:
+    """Where all runs of this user keep compiled kernels, so that each is compiled once."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noisysam" / "inductor"
+
+
+def tracker_for(
+    uri: str | None, experiment: str, row: str | None = None, parent: str | None = None
+) -> Callable[[RunFolder], Any] | None:
     """What ``fit`` takes to send its record to a tracking store; None where tracking is off."""
     if uri is None:
         return None
     from noisysam.tracking import Tracker
 
-    return lambda folder: Tracker(folder, uri, experiment, row=row)
+    return lambda folder: Tracker(folder, uri, experiment, parent, row)

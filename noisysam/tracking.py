@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -138,7 +139,7 @@ class Tracker:
                 self.warn(f"tracking of run {self.folder.key} stopped ({_one_line(error)}): {later}")
             self._away = True
             with contextlib.suppress(Exception):
-                if not _sent(self.folder):  # nothing arrived yet: keep where it belongs
+                if not _sent(self.folder, self.experiment):  # nothing arrived yet: keep where it belongs
                     self._note({}, 0, done=False)
             return False
         self._away = False
@@ -147,12 +148,14 @@ class Tracker:
     @property
     def done(self) -> bool:
         """Whether all that the folder holds now was sent to this store and experiment."""
-        return self._state(self.folder.record or {}, len(self.folder.epochs)).items() <= _sent(self.folder).items()
+        sent = _sent(self.folder, self.experiment)
+        return self._state(self.folder.record or {}, len(self.folder.epochs)).items() <= sent.items()
 
     def _state(self, record: Mapping[str, Any], epochs: int, done: bool = True) -> dict[str, Any]:
         """What tracking.json says once this much was sent (beside the run's id)."""
         facts = {"status": record.get("status"), "ended": record.get("ended"), "epochs_sent": epochs}
-        return {"uri": _shown(self.uri), "experiment": self.experiment, **facts, "done": done}
+        parent = {} if self.parent_run_id is None else {"parent": self.parent_run_id}
+        return {"uri": _shown(self.uri), "experiment": self.experiment, **parent, **facts, "done": done}
 
     def _send(self, final: bool) -> bool:
         """Send; False where there was nothing to send."""
@@ -162,7 +165,7 @@ class Tracker:
         if self._client is None:
             experiment_id = open_store(self.uri, self.experiment)  # first: a client migrates too, without the lock
             client = MlflowClient(tracking_uri=self.uri)
-            if final and self.done and _exists(client, _sent(self.folder)["run_id"]):
+            if final and self.done and _exists(client, _sent(self.folder, self.experiment)["run_id"]):
                 return False
             self._run_id, self._steps = self._attach(client, experiment_id, record)
             self._client = client
@@ -179,7 +182,14 @@ class Tracker:
         return True
 
     def _note(self, record: Mapping[str, Any], epochs: int, done: bool) -> None:
+        home, earlier = _sent(self.folder), _sent(self.folder, self.experiment)
         state = {**self._state(record, epochs, done), "run_id": self._run_id}
+        if "parent" in earlier:  # whoever sends a record later need not know it
+            state = {"parent": earlier["parent"], **state}
+        if home.get("experiment", self.experiment) != self.experiment:
+            state = {**home, "shared": {**home.get("shared", {}), self.experiment: state}}
+        elif "shared" in home:
+            state["shared"] = home["shared"]
         write_json(self.folder.path / "tracking.json", state)
 
     def _attach(self, client: MlflowClient, experiment_id: str, record: Mapping[str, Any]) -> tuple[str, set[int]]:
@@ -256,19 +266,85 @@ def sync_store(store: Path, uri: str, experiment: str | None = None, warn: Warn 
         folder = RunFolder(store, path.parent.name)
         try:
             state, record = _sent(folder), folder.record or {}
-            name = state.get("experiment") or record.get("experiment") or experiment or EXPERIMENT
-            tracker = Tracker(folder, uri, name)
-            if name not in reached:
-                reached[name] = _reach(uri, name, warn)
-            if not reached[name]:
-                failed += not tracker.done
-            else:
-                with contextlib.ExitStack() as held:
-                    sent += _hold(folder, held) and tracker._send(final=True)
+            home = state.get("experiment") or record.get("experiment") or experiment or EXPERIMENT
+            for name in (home, *state.get("shared", {})):
+                tracker = Tracker(folder, uri, name)
+                if name not in reached:
+                    reached[name] = _reach(uri, name, warn)
+                if not reached[name]:
+                    failed += not tracker.done
+                else:
+                    with contextlib.ExitStack() as held:
+                        sent += _hold(folder, held) and tracker._send(final=True)
         except Exception as error:  # one bad record does not keep the others back
             warn(f"run {folder.key} was not sent: {_one_line(error)}")
             failed += 1
             reached.clear()  # it may be the store: look again before the next one
+    return sent, failed
+
+
+def open_study(uri: str, study: str) -> str:
+    """The MLflow run that stands for a study, in the experiment of its name; the runs of its cells are its children.
+    Found by its tags, or created; open from now on. Raises as ``open_store`` does."""
+    experiment_id = open_store(uri, study)
+    try:
+        with _locked(sqlite_path(uri)):
+            client = MlflowClient(tracking_uri=uri)
+            found = _study_runs(client, experiment_id, study)
+            if not found:
+                tags = {"mlflow.runName": study, "noisysam.kind": "study", "noisysam.study": study}
+                mine = client.create_run(experiment_id, tags=tags).info.run_id
+                found = _study_runs(client, experiment_id, study) or [mine]
+                if found[0] != mine:  # another machine was quicker
+                    client.delete_run(mine)
+            client.update_run(found[0], status="RUNNING")
+            return found[0]
+    except Exception as error:
+        raise RunFailed(f"MLflow store {_shown(uri)} cannot be used: {_one_line(error)}") from error
+
+
+def _study_runs(client: MlflowClient, experiment_id: str, study: str) -> list[str]:
+    runs = client.search_runs([experiment_id], "tags.`noisysam.kind` = 'study'")
+    mine = [run.info for run in runs if run.data.tags["noisysam.study"] == study]
+    return [str(info.run_id) for info in sorted(mine, key=lambda info: (info.start_time, info.run_id))]
+
+
+def close_study(uri: str, run_id: str, counts: Mapping[str, int], warn: Warn = _warn) -> None:
+    """End the run of a study with how many of its cells are ``finished``, ``failed`` and ``left``. ``warn`` gets a line
+    where the store is away: the run then stays open until the next sweep."""
+    now = round(time.time() * 1000)
+    status = "failed" if counts["failed"] else "finished" if not counts["left"] else "stopped"
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        client.log_batch(run_id, metrics=[Metric(f"cells_{name}", n, now, 0) for name, n in counts.items()])
+        client.set_terminated(run_id, STATUS.get(status, "KILLED"), now)
+    except Exception as error:
+        warn(f"the study's run in MLflow stays open ({_one_line(error)})")
+
+
+def sync_study(
+    store: Path, rows: Mapping[str, str], uri: str, study: str, parent_run_id: str, warn: Warn = _warn
+) -> tuple[int, int]:
+    """Send the records of a study's cells (key -> row) to its experiment, as children of ``parent_run_id``, where they
+    are not there yet: those that were trained without the store, or for another study. The numbers (sent, failed)."""
+    sent = failed = 0
+    for key, row in rows.items():
+        folder = RunFolder(store, key)
+        there = {"uri": _shown(uri), "parent": parent_run_id, "status": "finished", "done": True}
+        if there.items() <= _sent(folder, study).items() or not (folder.path / "record.json").exists():
+            continue
+        told: list[str] = []
+        with contextlib.ExitStack() as held:
+            if not _hold(folder, held):
+                continue
+            if Tracker(folder, uri, study, parent_run_id, row, told.append).sync(final=True):
+                sent += 1
+                continue
+        failed += 1
+        if failed == 1:
+            warn(told[0])
+        if not _reach(uri, study, lambda _: None):
+            break
     return sent, failed
 
 
@@ -309,9 +385,15 @@ def ui(uri: str, port: int = 5000, host: str = "127.0.0.1") -> int:
                 server.terminate()
 
 
-def _sent(folder: RunFolder) -> dict[str, Any]:
+def _sent(folder: RunFolder, experiment: str | None = None) -> dict[str, Any]:
+    """What tracking.json says: of the first experiment that the run was sent to, with the others under ``shared``; or
+    of ``experiment`` alone."""
     path = folder.path / "tracking.json"
-    return read_json(path) if path.exists() else {}
+    home = read_json(path) if path.exists() else {}
+    if experiment is None or home.get("experiment") == experiment:
+        return home
+    shared: dict[str, Any] = home.get("shared", {}).get(experiment, {})
+    return shared
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:

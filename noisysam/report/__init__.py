@@ -45,7 +45,8 @@ def report(store: Path, study: str, target: Path) -> Report:
     where the runs do not fit in one table."""
     plan, cells = load_study(store, study), read_cells(store, study)
     if not finished(cells):
-        raise UserError(f"study {study} has no finished run yet: sweep it first")
+        broken = [cell["error"] for cell in cells if cell["status"] == "broken"]
+        raise UserError(broken[0] if broken else f"study {study} has no finished run yet: sweep it first")
     tables.check(cells, study)
     summaries = {measure: summary_table(cells, measure) for measure, _, _ in MEASURES}
     places = _places(cells)
