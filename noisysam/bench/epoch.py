@@ -1,0 +1,74 @@
+"""What an epoch takes beside its training: evaluation, the record's files, the checkpoint, tracking in MLflow.
+
+ResNet-32 on 10,000 images, one process with one thread, the tracking store an SQLite file. Each round is an epoch; its
+parts are timed one after the other, in the order in which a run goes through them.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from noisysam import checkpoint
+from noisysam.bench.measure import BATCH, Findings, Row, Settings, median, ratio, seconds
+from noisysam.bench.runs import dataset, part_of, training
+from noisysam.config import validate
+from noisysam.methods import Stage
+from noisysam.tracking import Tracker, open_store
+from noisysam.train import Training
+
+IMAGES, EPOCHS = 10_000, 200
+ROUNDS = 5
+PARTS = ("training", "evaluation", "epochs.csv", "checkpoint", "tracking")
+
+
+def measure(settings: Settings) -> Findings:
+    """Seconds of each part, and over those of the training in the same epoch."""
+    batch, model, width, images = (16, "resnet8", 0.25, 128) if settings.quick else (BATCH, "resnet32", 1.0, IMAGES)
+    whole = dataset(settings)
+    data = part_of(whole, images, len(whole.test_labels))
+    values = {"model": model, "width": width, "batch": batch, "epochs": EPOCHS, "noise": 0.4, "val_fraction": 0.0}
+    config = validate({**values, "compile": "off" if settings.quick else "auto"})
+    found: dict[str, list[float]] = {name: [] for name in PARTS}
+    with tempfile.TemporaryDirectory() as folder:
+        run = training(config, data, Path(folder) / "runs")
+        run._write("running")
+        uri = f"sqlite:///{folder}/mlflow.db"
+        open_store(uri, "bench")
+        tracker = Tracker(run.folder, uri, "bench")
+        for epoch in range(1 + settings.times(ROUNDS)):  # the first one compiles, and creates the run in the store
+            for name, spent in one(run, tracker, epoch).items():
+                found[name].append(spent)
+    found = {name: spent[1:] for name, spent in found.items()}
+    found["checkpoint and tracking"] = [c + t for c, t in zip(found["checkpoint"], found["tracking"], strict=True)]
+    rows: list[Row] = [
+        {"part": name, "seconds": median(spent), "over the training": ratio(spent, found["training"])}
+        for name, spent in found.items()
+    ]
+    facts = {
+        "rounds": settings.times(ROUNDS),
+        "images": images,
+        "test images": len(data.test_labels),
+        "model": model,
+        "batch": batch,
+        "data": data.name,
+    }
+    return Findings({"An epoch": rows}, {**facts, "threads": 1, "compiled": "yes" if run.resolved["compile"] else "no"})
+
+
+def one(run: Training, tracker: Tracker, epoch: int) -> dict[str, float]:
+    """Seconds of each part of an epoch."""
+    line: dict[str, Any] = {"stage": 0, "epoch": epoch, "time": time.time()}
+
+    def train() -> None:
+        line.update(run._train(epoch, Stage()))
+
+    def evaluate() -> None:
+        line.update(run.evaluator.measure(run._evaluated()))
+
+    spent = [seconds(train, run.device), seconds(evaluate, run.device)]
+    run.lines.append(line)
+    spent.append(seconds(lambda: run.folder.write_epochs(run.lines)))
+    spent.append(seconds(lambda: checkpoint.save(run.folder.path, run._state(epoch)), run.device))
+    spent.append(seconds(tracker.sync))
+    return dict(zip(PARTS, spent, strict=True))

@@ -1,0 +1,259 @@
+"""Our training loop against a plain one: images a second of the whole machine, each loop alone on it in its turn.
+
+The plain loop is one process with all cores as threads and its best number of loading workers. Ours is one process
+with one thread, and then as many of those at once as there are cores, as ``sweep --jobs`` starts them; on a GPU 1, 2
+and 4 processes share it. Loops run in processes of their own, started and compiled before any clock runs.
+"""
+
+import contextlib
+import math
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noisysam import hardware
+from noisysam.bench import plain
+from noisysam.bench.measure import (
+    BATCH,
+    Findings,
+    Row,
+    Settings,
+    estimate,
+    interleaved,
+    median,
+    ratio,
+    rounded,
+    seconds,
+)
+from noisysam.bench.runs import dataset, part_of, training
+from noisysam.config import validate
+from noisysam.errors import RunFailed, UserError
+from noisysam.methods import Stage
+from noisysam.progress import note
+
+EPOCHS, IMAGES = 200, 50_000  # of the run that "runs an hour" counts
+ROUND = 5.0  # seconds that a loop runs in a round
+ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network with one optimizer."""
+
+    model: str
+    opt: str
+    width: float = 1.0
+    batch: int = BATCH
+
+
+Loop = Callable[[int], None]  # takes so many steps
+Start = tuple[Loop, dict[str, Any]]  # and what is to be known of it
+Make = Callable[[Case, Settings], contextlib.AbstractContextManager[Start]]
+Rates = dict[str, list[float]]  # images a second by round: of the plain loop, and of 1, 2, ... of ours at once
+
+
+def cases(settings: Settings) -> list[Case]:
+    """All that are compared."""
+    if settings.quick:
+        return [Case("resnet8", opt, width=0.25, batch=16) for opt in ("sgd", "sam")]
+    return [Case(model, opt) for model in ("resnet20", "resnet32", "resnet18") for opt in ("sgd", "sam")]
+
+
+def measure(settings: Settings) -> Findings:
+    """Both loops on every case. Quotients are of images a second, and so of runs an hour."""
+    device = hardware.resolve_device("auto")
+    cores = 1 if settings.quick else hardware.cores()
+    counts = [1, 2, 4] if device.type == "cuda" else [1, 2] if settings.quick else sorted({1, cores})
+    ratios: list[Row] = []
+    rates: list[Row] = []
+    for case in cases(settings):
+        note(f"  {case.model} with {case.opt}")
+        found, theirs, own = compare(case, settings, cores, counts)
+        named = {"network": case.model, "optimizer": case.opt}
+        ratios.append(named | ratio_row(found, counts))
+        rates.append(named | rate_row(case, found, counts, settings.peak_tflops) | theirs | own)
+    facts = {
+        "rounds": settings.times(ROUNDS), "batch": cases(settings)[0].batch,
+        "data": dataset(settings).name, "threads of the plain loop": cores,
+        "threads of each of ours": 1, "m of sam": "batch", "run": f"{EPOCHS} epochs of {IMAGES} images, training alone",
+    }  # fmt: skip
+    return Findings({"Ours over the plain loop": ratios, "Images a second": rates}, facts)
+
+
+def compare(case: Case, settings: Settings, cores: int, counts: Sequence[int]) -> tuple[Rates, Row, Row]:
+    """Both loops on one case, each alone on the machine in its turn; and what is to be known of theirs and of ours."""
+    with contextlib.ExitStack() as held:
+
+        def begin(make: Make, threads: int) -> tuple[Runner, dict[str, Any]]:
+            runner = held.enter_context(contextlib.closing(Runner(make, case, settings, threads)))
+            return runner, runner.answer()
+
+        plainly, theirs = begin(plain_loop, cores)  # first, and alone: it tries numbers of workers
+        begun = [begin(our_loop, 1) for _ in range(max(counts))]
+        ours, own = [runner for runner, _ in begun], begun[0][1]
+
+        def rate(runners: Sequence[Runner], alone: float) -> Callable[[], float]:
+            steps = max(2, round((0.2 if settings.quick else ROUND) * alone))
+            return lambda: together(runners, steps) * case.batch
+
+        loops = {"plain": rate([plainly], theirs.pop("rate"))}
+        alone = own.pop("rate")
+        loops |= {str(n): rate(ours[:n], alone) for n in counts}
+        return interleaved(loops, settings.times(ROUNDS)), theirs, own
+
+
+def ratio_row(found: Rates, counts: Sequence[int]) -> Row:
+    """Ours over plain, and several of ours over one."""
+    row: Row = {"one process": ratio(found["1"], found["plain"])}
+    row |= {f"{n} at once": ratio(found[str(n)], found["plain"]) for n in counts[1:]}
+    return row | {f"{n} at once / one": ratio(found[str(n)], found["1"]) for n in counts[1:]}
+
+
+def rate_row(case: Case, found: Rates, counts: Sequence[int], peak_tflops: float | None) -> Row:
+    """Images a second, whole runs an hour, and operations: as a share of the device's peak where that is given."""
+    operations, most = flops(case), found[str(counts[-1])]
+    row: Row = {"plain": estimate(found["plain"]), "ours, one process": estimate(found["1"])}
+    row |= {f"ours, {n} at once": estimate(found[str(n)]) for n in counts[1:]}
+    row |= {"runs an hour, plain": per_hour(found["plain"]), "runs an hour, ours": per_hour(most)}
+    row |= {"MFLOP an image": rounded(operations / 1e6)}
+    if peak_tflops is not None:
+        row["share of peak"] = estimate([rate * operations / (peak_tflops * 1e12) for rate in most])
+    return row
+
+
+def per_hour(rates: Sequence[float]) -> float:
+    """Whole runs an hour at these images a second."""
+    return rounded(3600 * median(rates) / (EPOCHS * IMAGES))
+
+
+def flops(case: Case) -> float:
+    """Operations an image of one step: forward and backward of the network, twice for SAM; counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = plain.network(case.model, case.width, torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        module(torch.zeros(2, 3, 32, 32)).sum().backward()
+    return counter.get_total_flops() / 2 * (1 if case.opt == "sgd" else 2)
+
+
+# processes
+
+
+class Runner:
+    """A loop in a process of its own, which takes steps when it is told to."""
+
+    def __init__(self, make: Make, case: Case, settings: Settings, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make, case, settings, threads))
+        self.process.start()
+        theirs.close()
+
+    def tell(self, steps: int) -> None:
+        """Start so many steps; ``answer`` returns when they are done."""
+        self.connection.send(steps)
+
+    def answer(self) -> Any:
+        """What the process has to say next: at first what is to be known of its loop."""
+        try:
+            found = self.connection.recv()
+        except EOFError:
+            raise RunFailed("a loop of the benchmark died: is there enough memory for its processes?") from None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        self.connection.close()  # which it reads as the end
+        self.process.join()
+
+
+def _serve(connection: Connection, make: Make, case: Case, settings: Settings, threads: int) -> None:
+    """The process of a ``Runner``."""
+    torch.set_num_threads(threads)
+    try:
+        with make(case, settings) as (loop, facts):
+            connection.send(facts)
+            while True:
+                loop(connection.recv())
+                connection.send(None)
+    except (EOFError, BrokenPipeError):  # nobody listens any more
+        return
+    except (UserError, RunFailed) as error:
+        connection.send(error)
+    except Exception as error:
+        connection.send(RunFailed(f"a loop of the benchmark failed: {type(error).__name__}: {error}".splitlines()[0]))
+
+
+def together(runners: Sequence[Runner], steps: int) -> float:
+    """Steps a second of all runners together, from the common start to the end of the last."""
+    start = time.perf_counter()
+    for runner in runners:
+        runner.tell(steps)
+    for runner in runners:
+        runner.answer()
+    return steps * len(runners) / (time.perf_counter() - start)
+
+
+def alone(loop: Loop, device: torch.device, enough: float) -> float:
+    """Steps a second of a loop that has nobody beside it, after one step, over ``enough`` seconds."""
+    first = seconds(lambda: loop(1), device)
+    steps = max(2, math.ceil(enough / first))
+    return steps / seconds(lambda: loop(steps), device)
+
+
+@contextlib.contextmanager
+def plain_loop(case: Case, settings: Settings) -> Iterator[Start]:
+    """The plain loop with the number of workers that was fastest in a short trial."""
+    device = hardware.resolve_device("auto")
+    torch.backends.cudnn.benchmark = True
+    enough = 0.1 if settings.quick else 3.0
+    data, cores = dataset(settings), hardware.cores()
+
+    def trial(workers: int) -> tuple[float, Loop]:
+        source = plain.batches(data, "standard", case.batch, workers, device)
+        loop = plain.loop(plain.network(case.model, case.width, device), case.opt, source)
+        loop(2)
+        return alone(loop, device, enough), loop
+
+    tried = {workers: trial(workers) for workers in ([0, 1] if settings.quick else plain.worker_counts(cores))}
+    best = max(tried, key=lambda workers: tried[workers][0])
+    rate, loop = tried[best]
+    tried.clear()  # the other loaders' workers end
+    yield loop, {"workers": best, "rate": rate}
+
+
+@contextlib.contextmanager
+def our_loop(case: Case, settings: Settings) -> Iterator[Start]:
+    """A run of ours, as a long one is set up; an epoch is cut to the steps that are wanted."""
+    whole = dataset(settings)
+    values = {"model": case.model, "width": case.width, "opt": case.opt, "batch": case.batch, "epochs": EPOCHS}
+    values |= {"sam_m": "batch"} if case.opt == "sam" else {}
+    config = validate({**values, "val_fraction": 0.0, "compile": "off" if settings.quick else "auto"})
+    with tempfile.TemporaryDirectory() as folder, hardware.settings(1, deterministic=False):
+        begin = time.perf_counter()
+        run = training(config, part_of(whole, len(whole.train_labels), 100), Path(folder))
+        index = torch.arange(len(run.loader), device=run.device)
+        epoch = 0
+
+        def loop(steps: int) -> None:
+            nonlocal epoch
+            while steps:
+                now = min(steps, len(index) // case.batch)
+                run._train(epoch % EPOCHS, Stage(subset=index[: now * case.batch]))
+                epoch, steps = epoch + 1, steps - now
+
+        loop(2)
+        before, compiling = time.perf_counter() - begin, hardware.compile_seconds()
+        rate = alone(loop, run.device, 0.1 if settings.quick else 3.0)
+        compiled = "yes" if run.resolved["compile"] else "no"
+        times = {"compiling, s": rounded(compiling), "until warm, s": rounded(before)}
+        yield loop, {"rate": rate, "compiled": compiled, **times}

@@ -1,0 +1,87 @@
+"""Time of every method's epoch over cross-entropy's, with SGD, in one process with one thread.
+
+Each method goes through its trainings, an epoch each, and is measured in the last one, past its warm-up: epoch 150 of
+200. A real training on a few images: the data are small, the epoch is whole.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from noisysam.bench.measure import BATCH, Findings, Row, Settings, interleaved, median, ratio, seconds
+from noisysam.bench.runs import dataset, part_of, training
+from noisysam.config import RunConfig, validate
+from noisysam.data import Dataset
+from noisysam.methods import METHODS, Stage, Study
+from noisysam.progress import note
+from noisysam.train import Training
+
+EPOCHS, LATE = 200, 150
+STEPS = 10  # of a plain epoch
+ROUNDS = 5
+QUICK = ("ce", "elr", "co-teaching", "dividemix")
+
+
+def measure(settings: Settings) -> Findings:
+    """A row for every registered method."""
+    names = [name for name in METHODS if not settings.quick or name in QUICK]
+    batch, model, width = (8, "resnet8", 0.25) if settings.quick else (BATCH, "resnet20", 1.0)
+    images = STEPS * batch
+    data = part_of(dataset(settings), images, batch)
+    common = {"model": model, "width": width, "batch": batch, "epochs": EPOCHS, "noise": 0.4, "compile": "off"}
+    with tempfile.TemporaryDirectory() as folder:
+        begun = {}
+        for name in names:
+            note(f"  {name}")
+            begun[name] = walked(validate({"method": name, "val_fraction": 0.0, **common}), data, Path(folder))
+        epochs = {name: Late(run, stage) for name, (run, stage, _) in begun.items()}
+        found = interleaved(epochs, settings.times(ROUNDS))
+    rows: list[Row] = [
+        {
+            "method": f"`{name}`",
+            "epoch over CE's": ratio(found[name], found["ce"]),
+            "seconds": median(found[name]),
+            "forwards": epochs[name].line["forward_samples"] / images,
+            "backwards": epochs[name].line["gradient_samples"] / images,
+            "trainings": len(begun[name][2]),
+            "epochs in all, of 200": sum(begun[name][2]),
+        }
+        for name in names
+    ]
+    facts = {
+        "rounds": settings.times(ROUNDS),
+        "images": images,
+        "data": data.name,
+        "threads": 1,
+        **common,
+        "opt": "sgd",
+    }
+    return Findings({"Epoch over cross-entropy's": rows}, facts)
+
+
+def walked(config: RunConfig, data: Dataset, folder: Path) -> tuple[Training, Stage, list[int]]:
+    """A run in its last training, after a short epoch of each; that stage, and the epochs that each would take."""
+    run = training(config, data, folder, begun=False)
+    lengths = []
+    for number, stage in enumerate(run.method.stages(Study(run.predict))):
+        run.stage, last = number, stage
+        run._begin(stage)
+        run._train(0, stage)
+        lengths.append(run.settings.epochs)
+    return run, last, lengths
+
+
+class Late:
+    """An epoch past every warm-up, again and again; its time. ``line``: what the last one says of itself."""
+
+    def __init__(self, run: Training, stage: Stage) -> None:
+        self.run, self.stage = run, stage
+        self.train()
+
+    def train(self) -> None:
+        """The epoch."""
+        self.line: dict[str, Any] = self.run._train(LATE, self.stage)
+
+    def __call__(self) -> float:
+        """Seconds of the epoch."""
+        return seconds(self.train, self.run.device)

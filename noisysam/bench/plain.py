@@ -1,0 +1,124 @@
+"""The plain loop that ours is measured against: torchvision's transforms of PIL images in a DataLoader, float32, the
+default memory format, torch's own layers and optimizers, the loss read in each step; as public repositories write it.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils import data
+
+from noisysam import models
+from noisysam.data import Dataset
+from noisysam.errors import UserError
+
+
+class Images(data.Dataset[tuple[Tensor, int]]):
+    """As torchvision.datasets.CIFAR10 gives them: a PIL image, transformed, and its label."""
+
+    def __init__(self, dataset: Dataset, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.images: NDArray[np.uint8] = dataset.train_images.numpy()
+        self.labels: list[int] = dataset.train_labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
+
+
+def transform(policy: str, dataset: Dataset) -> Callable[[Image.Image], Tensor]:
+    """torchvision's counterpart of an augmentation policy of ours."""
+    from torchvision import transforms as t
+
+    further = {
+        "standard": [],
+        "color": [t.ColorJitter(brightness=32 / 255, contrast=0.5, saturation=0.5, hue=0.2)],
+        "rand": [t.RandAugment()],
+    }
+    crop = [t.RandomCrop(dataset.train_images.shape[1], dataset.pad), t.RandomHorizontalFlip()]
+    composed: Callable[[Image.Image], Tensor] = t.Compose(
+        [*crop, *further[policy], t.ToTensor(), t.Normalize(*dataset.channel_statistics())]
+    )
+    return composed
+
+
+def batches(
+    dataset: Dataset, policy: str, rows: int, workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches on the device without end, epoch after epoch; the workers stay from one epoch to the next."""
+    loader = data.DataLoader(
+        Images(dataset, transform(policy, dataset)),
+        batch_size=rows,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+    while True:
+        for inputs, labels in loader:
+            yield inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def worker_counts(cores: int) -> list[int]:
+    """Numbers of workers that are tried: 0, 1, 2, 4, ... and all cores."""
+    return sorted({0, *(2**k for k in range(int(math.log2(cores)) + 1)), cores})
+
+
+def network(name: str, width: float, device: torch.device) -> nn.Module:
+    """The same architecture and weights as ours, of torch's own layers."""
+    module = models.build(name, 10, width=width)
+    for parent in list(module.modules()):
+        for child_name, child in parent.named_children():
+            if isinstance(child, models.BatchNorm):
+                norm = nn.BatchNorm2d(child.num_features, child.eps)
+                norm.load_state_dict(child.state_dict())
+                setattr(parent, child_name, norm)
+            elif isinstance(child, models.LastActivation):
+                setattr(parent, child_name, nn.LeakyReLU(child.slope, True) if child.slope else nn.ReLU(True))
+    return module.to(memory_format=torch.contiguous_format).to(device)
+
+
+def optimizer(name: str, module: nn.Module) -> torch.optim.Optimizer:
+    """torch's SGD, or ``pytorch_optimizer``'s SAM around it. ``UserError`` where that is not installed."""
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    if name == "sgd":
+        return torch.optim.SGD(module.parameters(), **settings)
+    try:
+        from pytorch_optimizer import SAM
+    except ImportError:
+        raise UserError("the plain loop's SAM is pytorch_optimizer's: pip install 'noisysam[bench]'") from None
+    sam: torch.optim.Optimizer = SAM(module.parameters(), torch.optim.SGD, rho=0.1, **settings)
+    return sam
+
+
+def loop(module: nn.Module, opt: str, source: Iterator[tuple[Tensor, Tensor]]) -> Callable[[int], None]:
+    """A function that takes so many steps."""
+    rule, criterion = optimizer(opt, module), nn.CrossEntropyLoss()
+    module.train()
+
+    def steps(count: int) -> None:
+        total = 0.0
+        for inputs, labels in (next(source) for _ in range(count)):
+
+            def closure(inputs: Tensor = inputs, labels: Tensor = labels) -> Tensor:
+                rule.zero_grad()
+                loss: Tensor = criterion(module(inputs), labels)
+                loss.backward()
+                return loss
+
+            loss = closure()
+            if opt == "sgd":
+                rule.step()
+            else:
+                rule.step(closure)  # type: ignore[arg-type]
+            total += loss.item()
+
+    return steps

@@ -1,0 +1,54 @@
+"""What the parts of the benchmark train on: data, and runs of ours that are begun and not finished."""
+
+from pathlib import Path
+
+import torch
+
+from noisysam.bench.measure import Settings
+from noisysam.config import RunConfig
+from noisysam.data import CIFAR10_CLASSES, Dataset
+from noisysam.errors import UserError
+from noisysam.methods import Stage
+from noisysam.problem import load_dataset, prepare
+from noisysam.records import RunFolder
+from noisysam.train import Training
+
+
+def dataset(settings: Settings) -> Dataset:
+    """CIFAR-10 where it is found, else generated images of its shape; a few of those for a quick look."""
+    if settings.quick:
+        return generated(512, 64)
+    try:
+        return load_dataset("cifar10", settings.data_dir)
+    except UserError:
+        return generated(50_000, 10_000)
+
+
+def generated(train: int, test: int) -> Dataset:
+    """Random pixels in CIFAR-10's shape, labels in turn."""
+    generator = torch.Generator().manual_seed(0)
+
+    def images(n: int) -> torch.Tensor:
+        return torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator)
+
+    def labels(n: int) -> torch.Tensor:
+        return torch.arange(n) % len(CIFAR10_CLASSES)
+
+    arrays = images(train), labels(train), images(test), labels(test)
+    return Dataset("generated", *arrays, CIFAR10_CLASSES, pad=4, flip=True)
+
+
+def part_of(whole: Dataset, train: int, test: int) -> Dataset:
+    """The first images of a data set."""
+    arrays = whole.train_images[:train], whole.train_labels[:train], whole.test_images[:test], whole.test_labels[:test]
+    return Dataset(whole.name, *arrays, whole.class_names, pad=whole.pad, flip=whole.flip)
+
+
+def training(config: RunConfig, data: Dataset, store: Path, begun: bool = True) -> Training:
+    """A run of ours on ``data``; unless told otherwise its first stage has begun."""
+    problem = prepare(config, data)
+    run = Training(config, problem, problem.digests, RunFolder(store, "bench"))
+    if begun:
+        run.stage = 0
+        run._begin(Stage())
+    return run

@@ -1,0 +1,327 @@
+"""What every probe shares: a finished run with its weights and data, what a probe is, and where its results go.
+
+A probe looks at a trained network and changes nothing: not the weights, not the record. Its results are in
+``<run>/probes/<name>.json``::
+
+    schema, probe, revision, key and name of the run, weights (SHA-256), options, commit, device, seconds, results
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from noisysam import hardware, methods, metrics, models
+from noisysam.augment import normalise
+from noisysam.config import RunConfig, explain, validate
+from noisysam.environment import environment
+from noisysam.errors import UserError
+from noisysam.evaluate import Evaluator
+from noisysam.loader import PLAIN_ROWS, Loader
+from noisysam.methods import Facts, Method
+from noisysam.problem import Problem, prepare
+from noisysam.records import RunFolder, atomic, file_digest, read_json, write_json
+from noisysam.registry import Registry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PROBE_SCHEMA = 1  # of a result's file
+
+Part = Literal["clean", "noisy", "test"]
+PARTS: tuple[Part, ...] = ("clean", "noisy", "test")
+TITLES: dict[Part, str] = {
+    "clean": "training images, true labels",
+    "noisy": "training images, labels as given",
+    "test": "test images",
+}
+
+PROBES: Registry[type["Probe"]] = Registry("probe")
+
+
+class Options(BaseModel):
+    """A probe's own settings (``--option key=value``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Probe(ABC):
+    """Something to learn about a trained network. Registered with the paper that it is from."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    revision: ClassVar[int]
+    Options: ClassVar[type[BaseModel]] = Options
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def run(self, subject: "Subject") -> dict[str, Any]:
+        """The figures, JSON-able. Files (plots, arrays) go to ``subject.place``; their names to ``files``, a list."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A finished run. ``modules``: the reported networks (one, or as many as the method has) with the final weights;
+    in evaluation mode, float32, channels_last, on ``device``."""
+
+    folder: RunFolder
+    record: dict[str, Any]
+    config: RunConfig
+    problem: Problem
+    loader: Loader
+    device: torch.device
+    method: Method
+    modules: list[nn.Module]
+
+    @property
+    def place(self) -> Path:
+        """Where a probe's files go."""
+        return self.folder.path / "probes"
+
+    def outputs(self, logits: Sequence[Tensor]) -> Tensor:
+        """The method's: from each network's logits (or features) to the reported logits (n, K)."""
+        return self.method.outputs(logits)
+
+    def snapshots(self) -> list[tuple[int, int]]:
+        """(stage, epoch), in order, of the weights that ``--snapshots`` kept on the way."""
+        names = [path.stem.split("-") for path in (self.folder.path / "snapshots").glob("*-*.safetensors")]
+        return sorted((int(stage), int(epoch)) for stage, epoch in names)
+
+    def at(self, stage: int, epoch: int) -> list[nn.Module]:
+        """The networks with the weights of a snapshot; ``UserError`` where there is none."""
+        if (stage, epoch) not in self.snapshots():
+            raise UserError(f"run {self.folder.key} keeps no weights of stage {stage}, epoch {epoch}: see --snapshots")
+        path = self.folder.path / "snapshots" / f"{stage}-{epoch}.safetensors"
+        return _networks(path, self.config, self.problem, self.device)
+
+    def part(self, name: Part, limit: int | None) -> tuple[Tensor, Tensor]:
+        """Plain inputs (n, C, H, W) and labels (n,), on the device.
+
+        ``clean``: training images with their true labels; ``noisy``: the same images with the labels they were given;
+        ``test``: test images. At most ``limit`` of them, by class in proportion (of the training images also by
+        whether the label is wrong), the same ones in every call; None for all. What was held out is in none of them.
+        """
+        if name == "test":
+            data = self.problem.dataset
+            labels = data.test_labels.numpy()
+            wrong = np.zeros(len(labels), dtype=np.bool_)
+            chosen = torch.from_numpy(metrics.stratified_sample(wrong, labels, limit or len(labels), seed=0))
+            images = data.test_images[chosen].to(self.device)
+            return normalise(images, self.loader.mean, self.loader.std), data.test_labels[chosen].to(self.device)
+        noisy = self.problem.noisy.take(self.problem.train)
+        chosen = torch.from_numpy(metrics.stratified_sample(noisy.flipped, noisy.clean, limit or len(noisy.clean), 0))
+        given = torch.from_numpy(noisy.clean if name == "clean" else noisy.labels)[chosen]
+        return torch.cat(list(self.loader.plain(chosen.to(self.device)))), given.to(self.device)
+
+    @torch.no_grad()
+    def logits(self, inputs: Tensor, modules: Sequence[nn.Module] | None = None) -> Tensor:
+        """The reported logits (n, K) of networks (default: ``modules``) for plain inputs (n, C, H, W)."""
+        features = self.method.reported == "features"
+        each = [
+            torch.cat([m.features(x) if features else m(x) for x in inputs.split(PLAIN_ROWS)])  # type: ignore[operator]
+            for m in (self.modules if modules is None else modules)
+        ]
+        return self.outputs(each)
+
+
+def find(store: Path, key: str) -> RunFolder:
+    """The run whose key begins with ``key``; ``UserError`` where there is none, or more than one."""
+    keys = [path.parent.name for path in store.glob("*/record.json") if path.parent.name.startswith(key)]
+    if not keys:
+        raise UserError(f"no run {key!r} in {store}: `noisysam report STUDY` lists the keys of a study's runs")
+    if len(keys) > 1 and key not in keys:
+        shown = ", ".join(sorted(keys)[:3]) + ", ..." * (len(keys) > 3)
+        raise UserError(f"{key!r} is the beginning of {len(keys)} runs in {store}: {shown}; give more of it")
+    return RunFolder(store, key if key in keys else keys[0])
+
+
+def load(
+    store: Path, key: str, data_dir: Path | None = None, device: str = "auto", plugin: Path | None = None
+) -> Subject:
+    """A finished run, from its key or the beginning of it. ``plugin``: the file that it was trained with, if any.
+
+    ``UserError`` in one line: no such run, not finished, without weights, or its data or labels are not what they
+    were.
+    """
+    folder = find(store, key)
+    record = _finished(folder)
+    if "network" in record["digests"]:
+        raise UserError(f"run {folder.key} trained a network of the caller's own: only configured ones can be probed")
+    config = _config(record, data_dir, plugin)
+    problem = prepare(config)
+    for name, digest in problem.digests.items():
+        if digest != record["digests"][name]:
+            raise UserError(
+                f"run {folder.key} was trained on {name} {record['digests'][name][:16]}, found here are {digest[:16]}:"
+                " give the same --data-dir and the same version"
+            )
+    where = hardware.resolve_device(device)
+    noisy = problem.noisy.take(problem.train)
+    loader = Loader(
+        problem.dataset,
+        torch.from_numpy(problem.chosen[problem.train]),
+        torch.from_numpy(noisy.labels),
+        rows=config.batch,
+        policy="none",
+        device=where,
+        seed=config.seed,
+    )
+    modules = _networks(folder.path / "weights.safetensors", config, problem, where)
+    method = _method(config, problem, loader, modules)
+    return Subject(folder, record, config, problem, loader, where, method, modules)
+
+
+def probe(
+    store: Path,
+    key: str,
+    names: Sequence[str],
+    options: Mapping[str, Any] | None = None,
+    *,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    plugin: Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run probes on a run; what each wrote to its file, by its name.
+
+    ``options``: each probe takes those that it has; ``UserError`` where none of them has one. What was computed from
+    the same weights with the same options is not computed again.
+    """
+    folder = find(store, key)
+    record = _finished(folder)
+    weights = file_digest(folder.path / "weights.safetensors")
+    subject: Subject | None = None
+    written = {}
+    for name, chosen in choices(names, options or {}).items():
+        path = folder.path / "probes" / f"{name}.json"
+        facts = {
+            "schema": PROBE_SCHEMA,
+            "probe": name,
+            "revision": PROBES[name].revision,
+            "key": folder.key,
+            "name": record["name"],
+            "weights": weights,
+            "options": chosen.model_dump(mode="json"),
+        }
+        if not _done(path, facts):
+            subject = subject or load(store, folder.key, data_dir, device, plugin)
+            start = time.perf_counter()
+            results = PROBES[name](chosen).run(subject)
+            spent = {"device": hardware.device_name(subject.device), "seconds": time.perf_counter() - start}
+            write_json(path, {**facts, "commit": environment()["commit"], **spent, "results": results})
+        written[name] = read_json(path)
+    return written
+
+
+def results(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """What probes have written for a run, in the order of the names; the content of each file."""
+    for path in sorted((folder.path / "probes").glob("*.json")):
+        content = read_json(path)
+        if content.get("schema") == PROBE_SCHEMA:
+            yield content
+
+
+def save(figure: "Figure", folder: Path, name: str) -> list[str]:
+    """Write a figure as PNG and as SVG, the same bytes for the same figure; the names of the files."""
+    from noisysam.report.document import svg, write_text
+
+    with atomic(folder / f"{name}.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+    write_text(folder / f"{name}.svg", svg(figure))
+    return [f"{name}.png", f"{name}.svg"]
+
+
+def choices(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, BaseModel]:
+    """The checked options of each probe; each takes those of ``options`` that it has."""
+    fields = {name: PROBES[name].Options.model_fields for name in names}
+    for option in options:
+        if not any(option in known for known in fields.values()):
+            known = ", ".join(dict.fromkeys(o for of in fields.values() for o in of))
+            raise UserError(f"--option {option}: {' and '.join(fields)} have no such option (known: {known})")
+    chosen = {}
+    for name, own in fields.items():
+        try:
+            chosen[name] = PROBES[name].Options(**{o: v for o, v in options.items() if o in own})
+        except ValidationError as error:
+            raise UserError(f"probe {name}: " + explain(error, prefix="option ")) from None
+    return chosen
+
+
+def _done(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether a result is there that these facts would give again, with all its files."""
+    if not path.exists():
+        return False
+    content = read_json(path)
+    files = content.get("results", {}).get("files", [])
+    return facts.items() <= content.items() and all((path.parent / name).exists() for name in files)
+
+
+def _finished(folder: RunFolder) -> dict[str, Any]:
+    """The record of a finished run with weights."""
+    record = folder.record
+    if record is None or record["status"] != "finished":
+        status = "unknown" if record is None else record["status"]
+        raise UserError(f"run {folder.key} is not finished ({status}): only a trained network can be probed")
+    if not (folder.path / "weights.safetensors").exists():
+        raise UserError(f"run {folder.key} has no weights here: export it with --weights, or train it in another store")
+    return record
+
+
+def _config(record: Mapping[str, Any], data_dir: Path | None, plugin: Path | None) -> RunConfig:
+    """The configuration of a record, which does not say where files lie."""
+    values = {**record["config"], "data_dir": data_dir, "plugin": plugin}
+    if record["config"].get("plugin") and plugin is None:
+        raise UserError(f"run {record['key']} was trained with {record['config']['plugin']}: give it with --plugin")
+    return validate(values, f"run {record['key']}: ")
+
+
+def _networks(path: Path, config: RunConfig, problem: Problem, device: torch.device) -> list[nn.Module]:
+    """The networks in a file that ``RunFolder.write_weights`` wrote."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    dataset = problem.dataset
+    try:
+        weights = load_file(path)
+        modules: list[nn.Module] = []
+        for k in sorted({int(name.partition(".")[0]) for name in weights}):
+            channels = dataset.train_images.shape[3]
+            module = models.build(config.model, dataset.classes, channels, width=config.width, norm=config.norm)
+            own = {name.partition(".")[2]: value for name, value in weights.items() if name.startswith(f"{k}.")}
+            module.load_state_dict(own)
+            modules.append(module.to(device).to(memory_format=torch.channels_last).eval())
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path}: not the weights of this run's networks ({str(error).splitlines()[0]})") from None
+    return modules
+
+
+def _method(config: RunConfig, problem: Problem, loader: Loader, modules: list[nn.Module]) -> Method:
+    """The method as it was after training, as far as ``outputs`` needs it."""
+    options = methods.options(config.method, config.method_option)
+    noisy = problem.noisy.take(problem.train)
+    facts = Facts(
+        samples=len(noisy.labels),
+        classes=problem.dataset.classes,
+        epochs=config.epochs,
+        device=loader.device,
+        features=getattr(getattr(modules[0], "head", None), "in_features", 0),
+        label_smoothing=config.label_smoothing,
+        rate=float(noisy.flip_rate),
+        matrix=torch.from_numpy(noisy.matrix).float().to(loader.device),
+    )
+    method = methods.compose(config.method)(options, facts)
+    if method.reported == "features":  # its classifier is fitted to the features of the training set
+        if type(method).stages is not Method.stages:
+            raise UserError(f"method {config.method}: the labels that its classifier was fitted to are not kept")
+        evaluator = Evaluator(problem, loader, method.outputs, bf16=False, features=True)
+        method.on_stage(loader.labels)
+        method.on_evaluation(lambda k, features=False: evaluator.of_training(modules[k], features))
+    return method

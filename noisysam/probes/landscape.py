@@ -1,0 +1,198 @@
+"""The loss around a network's weights, on a line and on a plane of filter-normalised directions."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from noisysam import metrics
+from noisysam.probes.base import PARTS, PROBES, TITLES, Options, Probe, Subject, probe, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEVELS = 12  # of the loss in a plane's contours
+STATEMENT = (
+    "cross-entropy and accuracy of the reported outputs, float32; batch norm in evaluation mode, its running "
+    "statistics held fixed; biases, and the weights of norms, are not moved"
+)
+
+
+class LandscapeOptions(Options):
+    limit: int = Field(500, ge=1, description="training images, and test images")
+    radius: float = Field(1.0, gt=0, description="how far it reaches; at 1 the step is as long as the filters are")
+    points: int = Field(10, ge=1, description="points of the line on either side of the weights")
+    grid: int = Field(4, ge=0, description="points of the plane on either side of them, along each axis; 0: no plane")
+    seed: int = Field(0, ge=0, description="seed of the directions: the same for runs that are compared")
+
+
+@PROBES.register("landscape", source="Li et al. 2018, arXiv 1712.09913, section 4")
+class Landscape(Probe):
+    """Loss and accuracy on a line and on a plane through the weights, along random filter-normalised directions.
+
+    The line is the first axis of the plane. All the networks that a method reports move together, each along
+    directions of its own; a classifier that the method fitted to features stays as it was fitted.
+
+    Equation: l(w + a d1 + b d2), each filter of d a Gaussian draw as long as the same filter of w.
+    Code: tomgoldstein/loss-landscape (net_plotter.py, ignore='biasbn').
+    Checked: directions filter by filter; the middle of the plane against the run's record.
+    """
+
+    Options = LandscapeOptions
+
+    def run(self, subject: Subject) -> dict[str, Any]:
+        """``line`` and ``plane``: coordinates, and loss and accuracy of each part in a list of as many dimensions.
+        Drawn in landscape-line and landscape-plane, .png and .svg."""
+        o, name = self.options, subject.record["name"]
+        found: dict[str, Any] = {"statement": STATEMENT}
+        found["line"] = surface(subject, o.limit, o.seed, [coordinates(o.radius, o.points)])
+        files = save(lines({name: found}), subject.place, "landscape-line")
+        if o.grid:
+            found["plane"] = surface(subject, o.limit, o.seed, [coordinates(o.radius, o.grid)] * 2)
+            files += save(planes({name: found}), subject.place, "landscape-plane")
+        return {**found, "files": files}
+
+
+def coordinates(radius: float, points: int) -> list[float]:
+    """``points`` on either side of 0, and 0 itself, from -radius to radius."""
+    return [radius * k / points for k in range(-points, points + 1)]
+
+
+def surface(subject: Subject, limit: int, seed: int, axes: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Loss and accuracy of each part at the weights plus a combination of directions, one direction for each axis.
+
+    ``coordinates``: the axes; of a part, ``loss`` and ``accuracy``: nested lists, indexed as the axes are. The networks
+    of the subject stay as they are: copies move.
+    """
+    modules = [deepcopy(module) for module in subject.modules]
+    generator = torch.Generator().manual_seed(seed)
+    directions = [[filter_normalised(module, generator) for module in modules] for _ in axes]
+    inputs, clean = subject.part("clean", limit)
+    given = subject.part("noisy", limit)[1]
+    test_inputs, test = subject.part("test", limit)
+    values: dict[str, list[tuple[float, float]]] = {part: [] for part in PARTS}
+    for point in itertools.product(*axes):
+        for k, (module, origin) in enumerate(zip(modules, subject.modules, strict=True)):
+            move(module, origin, [(step, along[k]) for step, along in zip(point, directions, strict=True)])
+        logits, test_logits = subject.logits(inputs, modules), subject.logits(test_inputs, modules)
+        for part, z, labels in (("clean", logits, clean), ("noisy", logits, given), ("test", test_logits, test)):
+            loss, accuracy = metrics.negative_log_likelihood(z, labels), metrics.accuracy(z, labels)
+            values[part].append((float(loss), float(accuracy)))
+    found: dict[str, Any] = {"coordinates": [list(axis) for axis in axes]}
+    for part, pairs in values.items():
+        shaped = np.array(pairs).reshape(*map(len, axes), 2)
+        found[part] = {"loss": shaped[..., 0].tolist(), "accuracy": shaped[..., 1].tolist()}
+    return found
+
+
+def filter_normalised(module: nn.Module, generator: torch.Generator) -> list[Tensor]:
+    """A random direction for each parameter, filter by filter as long as the weights are: a filter is what makes one
+    output, a kernel of a convolution or a row of a linear layer. Biases and the weights of norms get zeros, as in the
+    authors' code (tomgoldstein/loss-landscape, ignore='biasbn')."""
+    directions = []
+    for weight in module.parameters():
+        drawn = torch.randn(weight.shape, generator=generator).to(weight)
+        if weight.ndim > 1:
+            over = tuple(range(1, weight.ndim))
+            length = torch.linalg.vector_norm(drawn, dim=over, keepdim=True)
+            drawn *= torch.linalg.vector_norm(weight.detach(), dim=over, keepdim=True) / length
+        else:
+            drawn.zero_()
+        directions.append(drawn)
+    return directions
+
+
+@torch.no_grad()
+def move(module: nn.Module, origin: nn.Module, steps: Sequence[tuple[float, Sequence[Tensor]]]) -> None:
+    """Set the weights of ``module`` to those of ``origin`` plus the sum of step x direction."""
+    for number, (weight, start) in enumerate(zip(module.parameters(), origin.parameters(), strict=True)):
+        weight.copy_(start)
+        for step, direction in steps:
+            weight.add_(direction[number], alpha=step)
+
+
+def compare(
+    store: Path, keys: Sequence[str], target: Path, options: Mapping[str, Any] | None = None, **where: Any
+) -> list[Path]:
+    """Draw the landscapes of several runs side by side, along directions of the same draws: landscape-line and
+    landscape-plane, .png and .svg, in ``target``; their paths. ``where``: as for ``probe``."""
+    found: dict[str, Any] = {}
+    for key in keys:
+        written = probe(store, key, ["landscape"], options, **where)["landscape"]
+        name = written["name"]
+        found[name if name not in found else f"{name} ({written['key']})"] = written["results"]
+    files = save(lines(found), target, "landscape-line")
+    if all("plane" in results for results in found.values()):
+        files += save(planes(found), target, "landscape-plane")
+    return [target / name for name in files]
+
+
+def lines(named: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    """Loss and accuracy along the line, a column for each part; of the results of one probe, or of several."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from noisysam.report.figures import COLOURS, LINES
+
+    drawing = Figure(figsize=(4 * len(PARTS), 6), layout="constrained")
+    FigureCanvasAgg(drawing)
+    panels = drawing.subplots(2, len(PARTS), sharex=True, sharey="row")
+    for part, (above, below) in zip(PARTS, panels.T, strict=True):
+        for (name, results), colour, line in zip(named.items(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
+            of = results["line"]
+            style = {"color": colour, "linestyle": line, "label": f" {name}"}  # without a space a "_" would hide it
+            above.semilogy(of["coordinates"][0], of[part]["loss"], **style)
+            below.plot(of["coordinates"][0], [100 * share for share in of[part]["accuracy"]], **style)
+        above.set_title(TITLES[part], fontsize="medium")
+        below.set_xlabel("step, in lengths of the filters")
+    for panel in panels.flat:
+        panel.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("cross-entropy")
+    panels[1, 0].set_ylabel("accuracy (%)")
+    legend = drawing.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return drawing
+
+
+def planes(named: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    """Contours of the loss in the plane, a line of panels for each run; a part has the same levels in all runs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(3.9 * len(PARTS), 1.1 + 3.5 * len(named)), layout="constrained")
+    FigureCanvasAgg(drawing)
+    panels = drawing.subplots(len(named), len(PARTS), squeeze=False, sharex=True, sharey=True)
+    for part, column in zip(PARTS, panels.T, strict=True):
+        losses = [np.ma.masked_invalid(results["plane"][part]["loss"]) for results in named.values()]
+        low, high = min(z.min() for z in losses), max(z.max() for z in losses)
+        levels = np.geomspace(max(low, 1e-6), max(high, low * 1.01, 1.01e-6), LEVELS)
+        for panel, results, z in zip(column, named.values(), losses, strict=True):
+            x, y = results["plane"]["coordinates"]
+            shown = panel.contourf(
+                x, y, z.T.clip(levels[0], levels[-1]), levels, cmap="cividis", norm=LogNorm(levels[0], levels[-1])
+            )
+            panel.contour(x, y, z.T, levels, colors="black", linewidths=0.4)
+            panel.plot(0, 0, marker="+", color="white")
+            panel.set_aspect("equal")
+        column[0].set_title(TITLES[part], fontsize="medium")
+        column[-1].set_xlabel("step along the first direction")
+        drawing.colorbar(
+            shown,
+            ax=list(column),
+            location="bottom",
+            aspect=30,
+            label="cross-entropy",
+            ticks=levels[::3],
+            format="%.2g",
+        )
+    for panel, name in zip(panels[:, 0], named, strict=True):
+        panel.set_ylabel(f"{name}\nalong the second", parse_math=False, fontsize="small")
+    return drawing
