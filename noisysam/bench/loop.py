@@ -68,6 +68,7 @@ def cases(settings: Settings) -> list[Case]:
 
 def measure(settings: Settings) -> Findings:
     """Both loops on every case. Quotients are of images a second, and so of runs an hour."""
+    plain.sam_class()  # before anything is measured
     device = hardware.resolve_device("auto")
     cores = 1 if settings.quick else hardware.cores()
     counts = [1, 2, 4] if device.type == "cuda" else [1, 2] if settings.quick else sorted({1, cores})

@@ -86,17 +86,24 @@ def network(name: str, width: float, device: torch.device) -> nn.Module:
     return module.to(memory_format=torch.contiguous_format).to(device)
 
 
-def optimizer(name: str, module: nn.Module) -> torch.optim.Optimizer:
-    """torch's SGD, or ``pytorch_optimizer``'s SAM around it. ``UserError`` where that is not installed."""
-    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
-    if name == "sgd":
-        return torch.optim.SGD(module.parameters(), **settings)
+def sam_class() -> Callable[..., torch.optim.Optimizer]:
+    """``pytorch_optimizer``'s SAM; ``UserError`` where it is not installed."""
     try:
         from pytorch_optimizer import SAM
     except ImportError:
-        raise UserError("the plain loop's SAM is pytorch_optimizer's: pip install 'noisysam[bench]'") from None
-    sam: torch.optim.Optimizer = SAM(module.parameters(), torch.optim.SGD, rho=0.1, **settings)
-    return sam
+        raise UserError(
+            "the plain loop's SAM is pytorch_optimizer's: pip install 'noisysam[bench]', or name other parts than loop"
+        ) from None
+    found: Callable[..., torch.optim.Optimizer] = SAM
+    return found
+
+
+def optimizer(name: str, module: nn.Module) -> torch.optim.Optimizer:
+    """torch's SGD, or ``pytorch_optimizer``'s SAM around it."""
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    if name == "sgd":
+        return torch.optim.SGD(module.parameters(), **settings)
+    return sam_class()(module.parameters(), torch.optim.SGD, rho=0.1, **settings)
 
 
 def loop(module: nn.Module, opt: str, source: Iterator[tuple[Tensor, Tensor]]) -> Callable[[int], None]:
