@@ -268,9 +268,10 @@ class Instance(Noise):
         flip_rates = np.clip(r.rate + self.SPREAD * ndtri(quantile), 0, 1)
         keys = random_uniforms(len(labels), "noise", self.name, r.seed, "select")
         values = random_uniforms(len(labels), "noise", self.name, r.seed, "label")
+        images = r.images.reshape(len(r.images), -1)
         for label in range(r.classes):
             selected = np.flatnonzero((r.clean == label) & (keys < flip_rates))
-            pixels = r.images[selected].reshape(len(selected), -1).astype(np.float64)
+            pixels = images[selected].astype(np.float64)
             size = (pixels.shape[1], r.classes)
             projection = random_normals(math.prod(size), "noise", self.name, r.seed, "projection", label).reshape(size)
             logits = pixels @ projection  # float64, so that a label does not hang on the order of a sum

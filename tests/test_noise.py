@@ -264,6 +264,12 @@ def test_instance_noise_at_its_ends():
     assert noisy.flip_rate == pytest.approx(stats.truncnorm.mean(-10, 0, loc=1, scale=0.1), abs=0.03)
 
 
+def test_instance_noise_where_no_sample_of_a_class_is_selected():
+    clean = np.arange(10)  # one of each
+    noisy = quiet_make("instance", clean, 10, rate=0.01, images=images(10))
+    assert noisy.flipped.sum() < 10
+
+
 @pytest.mark.parametrize("pictures", [None, images(3), images(1000).astype(np.float32)])
 def test_instance_noise_needs_its_images(pictures):
     with pytest.raises(UserError, match="uint8 images of all 1000"):
