@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from noisysam import views
 from noisysam.errors import UserError
-from noisysam.records import RunFolder
+from noisysam.records import RunFolder, read_json
 
 FIGURES = (  # of results: name, what it is, whether as a share in percent
     ("last", "test accuracy, last epoch (%)", 100),
@@ -64,6 +65,16 @@ def compare(folders: Sequence[RunFolder]) -> pd.DataFrame:
         lines[text] = [format(record["cost"][name], form) for record in records]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=[record["key"] for record in records])
     return table.rename_axis("run").reset_index()
+
+
+def page(folders: Sequence[RunFolder]) -> str | None:
+    """The address, from the server's root on, of MLflow's page that compares these runs; None where one of them is not
+    there, or they are in several stores."""
+    states = [read_json(path) if (path := folder.path / "tracking.json").exists() else {} for folder in folders]
+    if len({state.get("uri") for state in states}) > 1 or not all(state.get("experiment_id") for state in states):
+        return None
+    experiments = dict.fromkeys(state["experiment_id"] for state in states)
+    return views.side_by_side(list(experiments), [state["run_id"] for state in states])
 
 
 def _settings(record: dict[str, Any]) -> dict[str, Any]:

@@ -4,38 +4,45 @@ An engine is ``map(job, cells) -> iterator of outcomes``, in the order in which 
 ``cells`` may be lazy: a cell is taken when there is room for it.
 """
 
+import getpass
+import itertools
 import logging
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from noisysam.data import ARRAYS, Dataset, one_line
-from noisysam.errors import UserError
+from noisysam.errors import RunFailed, UserError
 from noisysam.hardware import cores
 from noisysam.problem import load_dataset
 from noisysam.study import Cell
 
-State = Literal["finished", "failed", "again", "held", "stopped"]
+State = Literal["finished", "failed", "again", "held", "stopped", "full"]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a cell ended. ``finished``; ``failed``, for the reason in ``error``; ``again``: failed, and is tried again;
-    ``held``: another process trains it; ``stopped``: the time was up, the same command goes on with it."""
+    ``held``: another process trains it; ``stopped``: the time was up, the same command goes on with it; ``full``: the
+    store's disk is, which is no fault of the cell."""
 
     cell: Cell
     state: State
     error: str | None = None
+
+
+Outcomes = Generator[Outcome, None, None]  # closing it stops what is in flight
 
 
 class Job(Protocol):
@@ -61,7 +68,7 @@ class Engine(Protocol):
     def width(self) -> int:
         """About how many runs there is room for at a time."""
 
-    def map(self, job: Job, cells: Iterable[Cell]) -> Iterator[Outcome]:
+    def map(self, job: Job, cells: Iterable[Cell]) -> Outcomes:
         """Train the cells."""
 
     def close(self) -> None:
@@ -78,7 +85,7 @@ class Inline:
     def width(self) -> int:
         return 1
 
-    def map(self, job: Job, cells: Iterable[Cell]) -> Iterator[Outcome]:
+    def map(self, job: Job, cells: Iterable[Cell]) -> Outcomes:
         for cell in cells:
             yield job(cell)
 
@@ -182,7 +189,10 @@ class Ray:
                     f"--jobs {jobs} with --cpus-per-run {self.cpus:g} asks for {jobs * self.cpus:g} cores, this machine"
                     f" has {here}: lower one of them (--cpus-per-run {here / jobs:.2g} shares them)"
                 )
-            ray.init(address="local", num_cpus=here, include_dashboard=False, **quiet)
+            try:
+                ray.init(address="local", num_cpus=here, include_dashboard=False, **quiet)
+            except Exception as error:  # Ray's own, after half a minute: a machine that does too much else
+                raise RunFailed(f"Ray did not start ({one_line(error)}): the same command tries again") from None
         else:
             try:
                 ray.init(address=self.address, **quiet)
@@ -201,7 +211,7 @@ class Ray:
         room = [there.get("CPU", 0) / self.cpus] + ([there.get("GPU", 0) / self.gpus] if self.gpus else [])
         return max(1, int(min(*room, *([self.jobs] if self.jobs else []), 1e6)))
 
-    def map(self, job: Job, cells: Iterable[Cell]) -> Iterator[Outcome]:
+    def map(self, job: Job, cells: Iterable[Cell]) -> Outcomes:
         left = iter(cells)
         cell = next(left, None)
         if cell is None:
@@ -210,7 +220,7 @@ class Ray:
         with redirect_stdout(sys.stderr):  # where Ray says that a worker died; results alone go to stdout
             yield from self._run(job, cell, left)
 
-    def _run(self, job: Job, first: Cell, left: Iterator[Cell]) -> Iterator[Outcome]:
+    def _run(self, job: Job, first: Cell, left: Iterator[Cell]) -> Outcomes:
         import ray
 
         cell: Cell | None = first
@@ -283,7 +293,9 @@ def _call(job: Job, cell: Cell, arrays: dict[str, Any]) -> Outcome:
 # SLURM
 
 REQUEUES = 100  # after the time limit; preemption does not count
-ARRAY = 256  # jobs of an array at a time, where --jobs does not say
+AT_A_TIME = 256  # jobs of an array, where --jobs does not say
+ARRAY = 1000  # jobs of an array in all: SLURM's own MaxArraySize is 1001
+QUEUE = 30.0  # seconds between two looks at SLURM's queue
 MINUTES = 24 * 60  # of a job, where --slurm time does not say
 
 
@@ -306,7 +318,7 @@ class Slurm:
         return int(self.cpus)
 
     def width(self) -> int:
-        return self.jobs or ARRAY
+        return self.jobs or AT_A_TIME
 
     def executor(self) -> Any:
         """submitit's executor, told what a job needs."""
@@ -335,29 +347,38 @@ class Slurm:
             )
         return executor
 
-    def map(self, job: Job, cells: Iterable[Cell]) -> Iterator[Outcome]:
-        executor, todo = self.executor(), list(cells)
+    def map(self, job: Job, cells: Iterable[Cell]) -> Outcomes:
+        executor, left = self.executor(), iter(cells)
+        while todo := list(itertools.islice(left, ARRAY)):
+            yield from self._array(executor, job, todo)
+
+    def _array(self, executor: Any, job: Job, todo: Sequence[Cell]) -> Outcomes:
         from submitit.core.utils import FailedJobError
 
-        if not todo:
-            return
         try:
             with executor.batch():
                 tasks = [executor.submit(job, cell) for cell in todo]
         except FailedJobError as error:
             raise UserError(f"--engine slurm: sbatch refused ({one_line(error)})") from None
-        waiting = dict(zip(tasks, todo, strict=True))
+        for link in self.folder.glob(".submission_file_*"):  # to the script, which has a name by now
+            if link.is_symlink():
+                link.unlink(missing_ok=True)
+        array = tasks[0].job_id.partition("_")[0]
         try:
-            yield from self._results(waiting)
+            yield from self._results(dict(zip(tasks, todo, strict=True)))
         except KeyboardInterrupt:
-            jobs = ", ".join(dict.fromkeys(task.job_id.partition("_")[0] for task in tasks))
-            raise KeyboardInterrupt(f"SLURM goes on: scancel {jobs} stops it, the same command waits for it") from None
+            message = f"SLURM goes on: scancel {array} stops it, the same command waits for what runs"
+            raise KeyboardInterrupt(message) from None
+        if not any(self.folder.glob(f"{array}_*.out")):  # all have finished
+            (self.folder / f"{array}_submission.sh").unlink(missing_ok=True)
 
-    def _results(self, waiting: dict[Any, Cell]) -> Iterator[Outcome]:
+    def _results(self, waiting: dict[Any, Cell]) -> Outcomes:
         from submitit.core.utils import UncompletedJobError
 
+        lost: set[Any] = set()
+        looked = time.monotonic()
         while waiting:
-            for task in [task for task in waiting if task.done()]:
+            for task in [task for task in waiting if self._is_done(task)]:
                 cell = waiting.pop(task)
                 try:
                     outcome = task.result()
@@ -367,7 +388,27 @@ class Slurm:
                     for path in self.folder.glob(f"{task.job_id}_*"):
                         path.unlink(missing_ok=True)
                 yield outcome
+            if self.cluster == "slurm" and time.monotonic() - looked > QUEUE:
+                absent = self._absent(waiting)
+                for task in lost & absent:  # twice: a result may be on its way through the file system
+                    yield Outcome(waiting.pop(task), "failed", f"its job was lost; see {task.paths.stdout}")
+                lost, looked = absent, time.monotonic()
             time.sleep(LOOK)
+
+    def _is_done(self, task: Any) -> bool:
+        """Whether there is a result. Of SLURM's jobs submitit would ask sacct, which needs an accounting database."""
+        if self.cluster != "slurm":
+            return bool(task.done())
+        with suppress(OSError):  # of another owner
+            self.folder.chmod(self.folder.stat().st_mode)  # a network file system then looks again
+        return bool(task.paths.result_pickle.exists())
+
+    def _absent(self, tasks: Iterable[Any]) -> set[Any]:
+        """Jobs that neither wait nor run and left no result; none where SLURM does not answer."""
+        command = ["squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        there = set(found.stdout.split())
+        return {task for task in tasks if found.returncode == 0 and task.job_id not in there}
 
     def close(self) -> None:
         pass

@@ -1,10 +1,25 @@
 """The fields of ``RunConfig`` as flags of a command."""
 
+from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 
 from noisysam.errors import UserError
+
+
+class ProbeCommand(click.Command):
+    """A command with a flag for every probe, made when it is parsed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from noisysam.probes import PROBES
+        from noisysam.registry import summary
+
+        flags = [
+            click.Option([f"--{name}", "names"], flag_value=name, multiple=True, help=summary(probe).rstrip("."))
+            for name, probe in PROBES.items()
+        ]
+        return [*flags, *super().get_params(ctx)]
 
 
 class ConfigCommand(click.Command):
@@ -49,11 +64,16 @@ def configured(flags: dict[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in flags.items() if value is not None and value != ()}
     for name in ("method_option", "opt_option"):
         if name in values:
-            pairs = {}
-            for pair in values[name]:
-                key, equals, value = pair.partition("=")
-                if not equals or not key:
-                    raise UserError(f"--{name.replace('_', '-')} {pair!r}: write it as key=value")
-                pairs[key.strip().replace("-", "_")] = value.strip()
-            values[name] = pairs
+            values[name] = pairs(f"--{name.replace('_', '-')}", values[name])
     return values
+
+
+def pairs(flag: str, given: Iterable[str]) -> dict[str, str]:
+    """``key=value``, given with a repeatable flag; ``UserError`` where one is not of this form."""
+    found = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"{flag} {pair!r}: write it as key=value")
+        found[key.strip().replace("-", "_")] = value.strip()
+    return found

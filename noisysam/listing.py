@@ -11,8 +11,8 @@ from noisysam.registry import summary
 
 
 def entries(what: str) -> list[dict[str, Any]]:
-    """Name, line, source and options of every component of a kind: methods, optimizers, models, datasets, noise."""
-    from noisysam import data, methods, models, noise, optim
+    """Name, line, source and options of every component of a kind."""
+    from noisysam import data, methods, models, noise, optim, probes
 
     registry: Any = {
         "methods": methods.METHODS,
@@ -20,6 +20,7 @@ def entries(what: str) -> list[dict[str, Any]]:
         "models": models.MODELS,
         "datasets": data.DATASETS,
         "noise": noise.NOISE,
+        "probes": probes.PROBES,
     }[what]
     found = []
     for name, item in sorted(registry.items()):
@@ -98,7 +99,7 @@ def diagnosis(data_dir: Path | None) -> dict[str, Any]:
 def table(what: str) -> str:
     """The components of a kind as a Markdown table."""
     columns = {
-        "methods": ("name", "what it does", "networks", "options (default)", "source"),
+        "methods": ("name", "what it does", "networks", "bytes a sample", "options (default)", "source"),
         "optimizers": (
             "name",
             "what it does",
@@ -116,7 +117,9 @@ def table(what: str) -> str:
         options = ", ".join(f"{o['name']} ({o['default']})" for o in entry.get("options", [])) or "-"
         cells = [f"`{entry['name']}`", entry["summary"].rstrip(".")]
         if what == "methods":
-            cells += [str(entry["networks"]), options]
+            from noisysam.bench.memory import sample_bytes
+
+            cells += [str(entry["networks"]), sample_bytes(entry["name"]), options]
         if what == "optimizers":
             cells += [" + ".join(entry["passes"]), f"{entry['copies']:g}", settings(entry["null"]) or "-", options]
         if what.endswith("-ledger"):
@@ -136,8 +139,8 @@ def generated(text: str, root: Path) -> str:
     """A Markdown text with its generated parts brought up to date.
 
     ``<!-- table: methods -->`` ... ``<!-- end -->`` holds the table of a kind, ``<!-- file: PATH -->`` the content of
-    a generated file, from its first table on to the end of that table, ``<!-- ratios: PATH -->`` a measurement of
-    benchmarks/step_ratio.py.
+    a generated file, from its first table on to the end of that table, ``<!-- bench: PATH -->`` the tables of a part
+    of the benchmark (``noisysam bench``).
     """
 
     def part(match: re.Match[str]) -> str:
@@ -147,24 +150,12 @@ def generated(text: str, root: Path) -> str:
         elif kind == "file":
             content = first_table((root / name).read_text())
         else:
-            content = ratios([json.loads(line) for line in (root / name).read_text().splitlines()])
+            from noisysam.bench.measure import markdown
+
+            content = markdown(json.loads((root / name).read_text())["tables"])
         return f"<!-- {kind}: {name} -->\n{content}\n<!-- end -->"
 
-    return re.sub(r"<!-- (table|file|ratios): (\S+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
-
-
-def ratios(found: list[dict[str, Any]]) -> str:
-    """Measurements of step times as one Markdown table: a column each, a row for every case."""
-    heads = []
-    for m in found:
-        width = "" if m["width"] == 1 else f" x {m['width']:g}"
-        heads.append(f"{m['model']}{width}, {'compiled' if m['compile'] else 'eager'}")
-    lines = ["| step over SGD's | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
-    for case in sorted({case for m in found for case in m["ratio_to_sgd"]}):
-        cells = [m["ratio_to_sgd"].get(case) for m in found]
-        texts = ["-" if c is None else f"{c[0]:.2f} [{c[1]:.2f}, {c[2]:.2f}]" for c in cells]
-        lines.append(f"| `{case}` | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+    return re.sub(r"<!-- (table|file|bench): (\S+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
 
 
 def first_table(text: str) -> str:

@@ -45,7 +45,7 @@ def cost(lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
     names = ("train_seconds", "eval_seconds", "log_seconds", "compile_seconds")
     seconds = {name: sum(line.get(name) or 0.0 for line in lines) for name in names}
-    images = sum(line["images_per_second"] * line["train_seconds"] for line in lines)
+    images = sum(round(line["images_per_second"] * line["train_seconds"]) for line in lines)
     return {
         **total,
         **seconds,

@@ -10,6 +10,7 @@ from noisysam import data, noise
 from noisysam.config import RunConfig
 from noisysam.data import Dataset
 from noisysam.noise import NoisyLabels
+from noisysam.records import RunFolder
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +29,16 @@ class Problem:
         """Of the data set and of the labels: part of the key."""
         return {"data": self.dataset.digest, "labels": self.noisy.digest}
 
-    def save_labels(self, store: Path) -> None:
-        """Keep the label file in the store, once."""
-        path = store / "labels" / f"{self.noisy.digest[:16]}.npz"
+    def save_labels(self, folder: RunFolder) -> None:
+        """Keep the label file in the store, once. It is written in the run's own folder, which is locked: others may
+        write the same file at the same time, and what a killed process leaves there is removed."""
+        path = folder.store / "labels" / f"{self.noisy.digest[:16]}.npz"
         if not path.exists():
-            noise.save(self.noisy, path)
+            draft = folder.path / ".labels.npz"
+            noise.save(self.noisy, draft)
+            path.parent.mkdir(exist_ok=True)
+            for suffix in (".csv", ".npz"):  # the .npz last: it says that both are there
+                draft.with_suffix(suffix).replace(path.with_suffix(suffix))
 
 
 def load_dataset(name: str, data_dir: Path | None) -> Dataset:

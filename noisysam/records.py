@@ -7,6 +7,7 @@ Layout of a store (``--store``, default ``runs``)::
     runs/<key>/confusion.csv     test images by class and predicted class, at the end
     runs/<key>/weights.safetensors, checkpoint.pt, tracking.json
     runs/<key>/snapshots/<stage>-<epoch>.safetensors   where --snapshots asked for them
+    runs/<key>/probes/<probe>.json                     what `noisysam probe` found, beside its pictures
     runs/labels/<digest>.npz     label files, shared by the runs that use them
     runs/studies/<name>.json     a study: its file's text and its cells, each with the key of its run
 """
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RECORD_SCHEMA = 1
+PROBE_SCHEMA = 1  # of a probe's result
 
 
 class RunFolder:
@@ -76,12 +78,12 @@ class RunFolder:
         self, networks: "Sequence[nn.Module]", stage: int | None = None, epoch: int | None = None
     ) -> None:
         """Keep the weights of the reported networks: the final ones, or those at the end of an epoch."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         place = self.path / ("weights.safetensors" if epoch is None else f"snapshots/{stage}-{epoch}.safetensors")
         weights = {f"{k}.{n}": v.contiguous() for k, m in enumerate(networks) for n, v in m.state_dict().items()}
         with atomic(place) as temporary:
-            save_file(weights, temporary, {"key": self.key})
+            temporary.write_bytes(save(weights, {"key": self.key}))  # so that a full disk is an OSError
 
     @property
     def confusion(self) -> npt.NDArray[np.int64] | None:
@@ -94,6 +96,12 @@ class RunFolder:
         with atomic(self.path / "confusion.csv") as temporary:
             np.savetxt(temporary, counts, fmt="%d", delimiter=",")
 
+    @property
+    def probes(self) -> list[dict[str, Any]]:
+        """What probes have found in the run, in the order of their names: the content of each file."""
+        contents = map(read_json, sorted((self.path / "probes").glob("*.json")))
+        return [content for content in contents if content.get("schema") == PROBE_SCHEMA]
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run, so that no second process trains it at the same time; ``UserError`` where one does."""
@@ -105,9 +113,8 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"run {self.key} is being trained by another process: wait for it") from None
-            for name in ("record.json", "epochs.csv", "checkpoint.pt"):
-                for half in self.path.glob(f".{name}.*"):  # left by a process that was killed as it wrote
-                    half.unlink()
+            for half in (*self.path.glob(".*"), *self.path.glob("snapshots/.*")):
+                half.unlink()  # left by a process that was killed as it wrote
             yield
 
 
@@ -185,13 +192,14 @@ def file_digest(path: Path) -> str:
 
 
 PORTABLE = ("record.json", "epochs.csv")  # of every run
-AND_WHERE_THERE = ("confusion.csv",)
+AND_WHERE_THERE = ("confusion.csv", "probes/*.json")
 
 
 def export_study(store: Path, name: str, target: Path, weights: bool = False) -> int:
     """Copy a study's plan, its finished records and their label files to ``target``, with digests in MANIFEST.json.
 
-    Returns the number of finished runs. ``weights``: their trained weights too.
+    Returns the number of finished runs. What probes found in them goes along, without the pictures; ``weights``: their
+    trained weights too.
     """
     study, finished = load_study(store, name), 0
     labels: set[str] = set()
@@ -200,9 +208,10 @@ def export_study(store: Path, name: str, target: Path, weights: bool = False) ->
             continue
         finished += 1
         labels.add(record["noise"]["digest"])
-        more = [part for part in AND_WHERE_THERE if (store / cell["key"] / part).exists()]
+        folder = store / cell["key"]
+        more = [p.relative_to(folder) for pattern in AND_WHERE_THERE for p in folder.glob(pattern)]
         for part in (*PORTABLE, *more, *(["weights.safetensors"] if weights else [])):
-            _copy(store / cell["key"] / part, target / cell["key"] / part)
+            _copy(folder / part, target / cell["key"] / part)
     for digest in labels:
         _copy(store / "labels" / f"{digest[:16]}.npz", target / "labels" / f"{digest[:16]}.npz")
     write_json(study_path(target, name), study)
@@ -213,8 +222,8 @@ def export_study(store: Path, name: str, target: Path, weights: bool = False) ->
 
 
 def import_study(source: Path, store: Path) -> int:
-    """Take exported records into a store, after checking every digest; what is there already stays. Returns the
-    number of runs that are new."""
+    """Take exported records into a store, after checking every digest; what is there already stays, and gets the
+    results of probes that it lacks. Returns the number of runs that are new."""
     manifest = source / "MANIFEST.json"
     if not manifest.exists():
         raise UserError(f"{source}: no MANIFEST.json; give a folder that `noisysam export` wrote")
@@ -246,7 +255,7 @@ def import_study(source: Path, store: Path) -> int:
         for name in sorted(names, key=lambda n: n.endswith("record.json")):  # the record last: it says finished
             _copy(source / name, store / name)
     for name in content["files"]:
-        if name.startswith("labels/") and not (store / name).exists():
+        if (name.startswith("labels/") or "/probes/" in name) and not (store / name).exists():
             _copy(source / name, store / name)
         if name.startswith("studies/"):
             _copy(source / name, store / name)

@@ -2,17 +2,19 @@
 
 import csv
 import difflib
+import errno
 import os
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from noisysam import methods, optim
+from noisysam import checkpoint, methods, optim
 from noisysam.config import RunConfig
 from noisysam.data import Dataset
 from noisysam.engines import Engine, Job, Outcome
@@ -196,6 +198,9 @@ class Sweep:
         states = {cell.key: state(cell, store) for cell in cells}
         left = [cell for cell in cells if states[cell.key] != "finished"]
         self.finished = len(cells) - len(left)
+        for cell in cells:
+            if states[cell.key] == "finished":
+                _tidy(RunFolder(store, cell.key))
         failed = {cell.key for cell in left if states[cell.key] == "failed"}
         self.anew = failed if retry_failed else set()
         for key in self.anew:
@@ -213,11 +218,13 @@ class Sweep:
         return len(self.cells) - self.finished - len(self.failed)
 
     def run(self) -> Iterator[Outcome]:
-        """Train the cells; every change of how one stands, as it happens."""
+        """Train the cells; every change of how one stands, as it happens. ``RunFailed`` where the store's disk is
+        full: no cell has failed then, the same command goes on with them."""
         while self.queue or self.held:
-            for outcome in self.engine.map(self.job, self._next()):
-                self._settle(outcome)
-                yield from self._told()
+            with closing(self.engine.map(self.job, self._next())) as outcomes:  # at once: the runs in flight are told
+                for outcome in outcomes:
+                    self._settle(outcome)
+                    yield from self._told()
             yield from self._told()
             if self._over():
                 return
@@ -258,6 +265,8 @@ class Sweep:
             (self.store / cell.key / FAILURES).unlink(missing_ok=True)
         elif outcome.state == "held":
             self.held.append(cell)
+        elif outcome.state == "full":
+            raise RunFailed(f"the disk of {self.store} is full: make room there, and the same command goes on")
         elif outcome.state == "failed":
             self._note_failure(cell, outcome.error or "")
             if self._failures(cell) <= self.retries:
@@ -299,6 +308,15 @@ class Sweep:
         path = self.store / cell.key / FAILURES
         written = len(path.read_text().splitlines()) if path.exists() else 0
         return max(written, self._tries.get(cell.key, 0))
+
+
+def _tidy(folder: RunFolder) -> None:
+    """Remove what a process left beside a finished run that was killed just after it had finished it."""
+    ended = (checkpoint.CURRENT, checkpoint.PREVIOUS, FAILURES)
+    if any(path.name in ended or path.name.startswith(".") for path in folder.path.iterdir()):
+        with suppress(UserError), folder.lock():  # which removes half-written files; not while a process is at it
+            for name in ended:
+                (folder.path / name).unlink(missing_ok=True)
 
 
 def _is_held(folder: RunFolder) -> bool:
@@ -366,6 +384,8 @@ class TrainCell:
             return Outcome(cell, "stopped")
         except Exception as error:
             line = next(iter(str(error).splitlines()), "")
+            if _no_space(error):
+                return Outcome(cell, "full", line)
             if isinstance(error, UserError) and HELD in line:
                 return Outcome(cell, "held")
             known = isinstance(error, UserError | RunFailed)
@@ -386,6 +406,15 @@ class TrainCell:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, cell, dataset)
+
+
+def _no_space(error: BaseException | None) -> bool:
+    """Whether a full disk is what led to an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def compile_cache() -> Path:

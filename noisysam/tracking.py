@@ -10,11 +10,9 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,15 +29,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from noisysam import views
 from noisysam.errors import RunFailed, UserError
-from noisysam.records import RunFolder, read_json, write_json
+from noisysam.records import RunFolder, file_digest, read_json, write_json
 
 EXPERIMENT = "noisysam"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the pages then show training runs first
 STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # anything else at the end of a run: KILLED
 
-# Limits of MLflow: of one batch, of a parameter's value and of a data set's digest.
-METRICS, PARAMS, VALUE, DIGEST = 1000, 100, 6000, 36
+# Limits of MLflow: of one batch, of a parameter's value, of a data set's digest, of a tag.
+METRICS, PARAMS, VALUE, DIGEST, NOTE = 1000, 100, 6000, 36, 5000
 
 SEQUENCE = "stage"  # a column of epochs.csv that every line has: its history says which epochs the store holds
 UNSENT = {"epoch", "time", "log_seconds"}  # step, timestamp, and what is known only after the sending
@@ -76,16 +75,19 @@ def open_store(uri: str, experiment: str) -> str:
         with _locked(path):
             client = MlflowClient(tracking_uri=uri)
             found = client.get_experiment_by_name(experiment)
+            wanted = KIND | views.tags()
             if found is None:
                 place = None if path is None else (path.parent / "mlartifacts" / quote(experiment, " ")).as_uri()
                 try:
-                    return str(client.create_experiment(experiment, artifact_location=place, tags=KIND))
+                    return str(client.create_experiment(experiment, artifact_location=place, tags=wanted))
                 except MlflowException:  # another machine may have created it in the meantime
                     found = client.get_experiment_by_name(experiment)
                     if found is None:
                         raise
+            for name in wanted.items() - found.tags.items():
+                client.set_experiment_tag(found.experiment_id, *name)
     except Exception as error:  # sqlalchemy, requests and mlflow each raise their own
-        raise RunFailed(f"MLflow store {_shown(uri)} cannot be used: {_one_line(error)}") from error
+        raise RunFailed(f"MLflow store {shown(uri)} cannot be used: {_one_line(error)}") from error
     if found.lifecycle_stage != "active":
         raise UserError(f"MLflow experiment {experiment!r} was deleted: restore it, or give --experiment another name")
     return str(found.experiment_id)
@@ -123,7 +125,7 @@ class Tracker:
         self.folder, self.uri, self.experiment = folder, uri, experiment
         self.parent_run_id, self.row, self.warn = parent_run_id, row, warn
         self._client: MlflowClient | None = None  # None until the run is found or created
-        self._run_id = ""
+        self._run_id = self._experiment_id = ""
         self._steps: set[int] = set()  # the epochs that the store holds
         self._away = False
 
@@ -153,9 +155,10 @@ class Tracker:
 
     def _state(self, record: Mapping[str, Any], epochs: int, done: bool = True) -> dict[str, Any]:
         """What tracking.json says once this much was sent (beside the run's id)."""
-        facts = {"status": record.get("status"), "ended": record.get("ended"), "epochs_sent": epochs}
+        facts: dict[str, Any] = {"status": record.get("status"), "ended": record.get("ended"), "epochs_sent": epochs}
+        facts |= _probed(self.folder)
         parent = {} if self.parent_run_id is None else {"parent": self.parent_run_id}
-        return {"uri": _shown(self.uri), "experiment": self.experiment, **parent, **facts, "done": done}
+        return {"uri": shown(self.uri), "experiment": self.experiment, **parent, **facts, "done": done}
 
     def _send(self, final: bool) -> bool:
         """Send; False where there was nothing to send."""
@@ -163,11 +166,12 @@ class Tracker:
         if record is None:
             return False
         if self._client is None:
-            experiment_id = open_store(self.uri, self.experiment)  # first: a client migrates too, without the lock
+            # first: a client migrates too, without the lock
+            self._experiment_id = open_store(self.uri, self.experiment)
             client = MlflowClient(tracking_uri=self.uri)
             if final and self.done and _exists(client, _sent(self.folder, self.experiment)["run_id"]):
                 return False
-            self._run_id, self._steps = self._attach(client, experiment_id, record)
+            self._run_id, self._steps = self._attach(client, self._experiment_id, record)
             self._client = client
         new = [step for step in range(len(lines)) if step not in self._steps]
         batch = METRICS // max(1, *map(len, lines)) if lines else 1  # whole epochs: a batch is stored or it is not
@@ -183,7 +187,7 @@ class Tracker:
 
     def _note(self, record: Mapping[str, Any], epochs: int, done: bool) -> None:
         home, earlier = _sent(self.folder), _sent(self.folder, self.experiment)
-        state = {**self._state(record, epochs, done), "run_id": self._run_id}
+        state = {**self._state(record, epochs, done), "run_id": self._run_id, "experiment_id": self._experiment_id}
         if "parent" in earlier:  # whoever sends a record later need not know it
             state = {"parent": earlier["parent"], **state}
         if home.get("experiment", self.experiment) != self.experiment:
@@ -251,19 +255,25 @@ class Tracker:
             if (self.folder.path / name).exists():
                 client.log_artifact(self._run_id, str(self.folder.path / name))
         client.log_dict(self._run_id, record["noise"], "noise.json")
+        if (self.folder.path / "probes").exists():
+            client.log_artifacts(self._run_id, str(self.folder.path / "probes"), "probes")
+            client.log_batch(self._run_id, metrics=list(_probe_metrics(self.folder)))
         client.set_terminated(self._run_id, STATUS.get(record["status"], "KILLED"), ended)
 
 
-def sync_store(store: Path, uri: str, experiment: str | None = None, warn: Warn = _warn) -> tuple[int, int]:
-    """Send every record of ``store`` that is not yet in the MLflow store; the numbers (sent, failed).
+def sync_store(
+    store: Path, uri: str, experiment: str | None = None, warn: Warn = _warn, keys: Iterable[str] | None = None
+) -> tuple[int, int]:
+    """Send every record of ``store``, or those with these ``keys``, that is not yet in the MLflow store; the numbers
+    (sent, failed).
 
     A record goes to the experiment that it went to before, or that it names, else to ``experiment``. Runs that are
     being trained are left to their own tracker.
     """
     sent = failed = 0
     reached: dict[str, bool] = {}
-    for path in sorted(store.glob("*/record.json")):
-        folder = RunFolder(store, path.parent.name)
+    for key in sorted(keys or (path.parent.name for path in store.glob("*/record.json"))):
+        folder = RunFolder(store, key)
         try:
             state, record = _sent(folder), folder.record or {}
             home = state.get("experiment") or record.get("experiment") or experiment or EXPERIMENT
@@ -300,7 +310,7 @@ def open_study(uri: str, study: str) -> str:
             client.update_run(found[0], status="RUNNING")
             return found[0]
     except Exception as error:
-        raise RunFailed(f"MLflow store {_shown(uri)} cannot be used: {_one_line(error)}") from error
+        raise RunFailed(f"MLflow store {shown(uri)} cannot be used: {_one_line(error)}") from error
 
 
 def _study_runs(client: MlflowClient, experiment_id: str, study: str) -> list[str]:
@@ -330,7 +340,7 @@ def sync_study(
     sent = failed = 0
     for key, row in rows.items():
         folder = RunFolder(store, key)
-        there = {"uri": _shown(uri), "parent": parent_run_id, "status": "finished", "done": True}
+        there = {"uri": shown(uri), "parent": parent_run_id, "status": "finished", "done": True} | _probed(folder)
         if there.items() <= _sent(folder, study).items() or not (folder.path / "record.json").exists():
             continue
         told: list[str] = []
@@ -366,23 +376,26 @@ def _reach(uri: str, experiment: str, warn: Warn) -> bool:
     return True
 
 
-def ui(uri: str, port: int = 5000, host: str = "127.0.0.1") -> int:
-    """Serve MLflow's web pages for an SQLite or other database store until interrupted; the server's exit code."""
-    if uri.startswith("http"):
-        raise UserError(f"{_shown(uri)} is a server already: open it in a browser")
+def send_report(uri: str, study: str, folder: Path, text: str, warn: Warn = _warn) -> bool:
+    """Hang a study's report (``folder``: its page, tables and figures; ``text``: its main tables) on the study's MLflow
+    run; False where the store has none. ``warn`` gets a line where the store fails."""
     path = sqlite_path(uri)
     if path is not None and not path.exists():
-        raise UserError(f"no MLflow store at {path}: run something with tracking first, or name another store")
-    where = ["--host", host, "--port", str(port), "--backend-store-uri", uri]
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", *where]
-    if path is not None:
-        command += ["--artifacts-destination", (path.parent / "mlartifacts").as_uri()]
-    with subprocess.Popen(command) as server:
-        while True:
-            try:
-                return server.wait()
-            except KeyboardInterrupt:
-                server.terminate()
+        return False
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name(study)
+        runs = _study_runs(client, experiment.experiment_id, study) if experiment is not None else []
+        if not runs:
+            return False
+        client.log_artifact(runs[0], str(folder / "report.html"))
+        for name in ("tables", "figures"):
+            client.log_artifacts(runs[0], str(folder / name), name)
+        client.set_tag(runs[0], "mlflow.note.content", f"The whole report: artifact `report.html`.\n\n{text}"[:NOTE])
+        return True
+    except Exception as error:
+        warn(f"the report was not sent to MLflow ({_one_line(error)})")
+        return False
 
 
 def _sent(folder: RunFolder, experiment: str | None = None) -> dict[str, Any]:
@@ -405,6 +418,19 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
             return False
         raise
     return True
+
+
+def _probed(folder: RunFolder) -> dict[str, Any]:
+    """What tracking.json says of the results of probes: a digest of each."""
+    found = {path.stem: file_digest(path)[:16] for path in sorted((folder.path / "probes").glob("*.json"))}
+    return {"probes": found} if found else {}
+
+
+def _probe_metrics(folder: RunFolder) -> Iterator[Metric]:
+    """The figures of probes; looked at anew, a network has new ones, which count from the file's time on."""
+    for path in sorted((folder.path / "probes").glob("*.json")):
+        for name, value in read_json(path).get("scalars", {}).items():
+            yield Metric(f"probe/{path.stem}.{name}", _finite(value), round(path.stat().st_mtime * 1000), 0)
 
 
 def _parameters(record: Mapping[str, Any]) -> dict[str, str]:
@@ -435,11 +461,11 @@ def _milliseconds(iso: str) -> int:
     return round(datetime.fromisoformat(iso).timestamp() * 1000)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Text whose addresses lack the name and password that they may carry."""
     return re.sub(r"//[^/@]*@", "//", text)
 
 
 def _one_line(error: BaseException) -> str:
-    lines = _shown(str(error)).strip().splitlines()
+    lines = shown(str(error)).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]

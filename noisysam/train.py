@@ -1,6 +1,7 @@
 """The training loop: ``fit`` takes a configuration to a result, whatever the method and the optimizer."""
 
 import copy
+import errno
 import hashlib
 import math
 import time
@@ -101,12 +102,14 @@ def fit(
             if ranks.first:
                 ranks.check_begun(config, digests, store)
                 held.enter_context(folder.lock())
-                problem.save_labels(store)
+                problem.save_labels(folder)
         digests |= ranks.digests()
         if len(set(ranks.gather(folder.key))) > 1:
             raise UserError("the processes do not train the same run: give each the same data and the same version")
         record = ranks.share(lambda: folder.record)
         if record is not None and record["status"] == "finished":
+            if ranks.first:
+                checkpoint.remove(folder.path)  # of a process that was killed before it did
             if tracker is not None:
                 tracker(folder).sync(final=True)
             return Result(folder.key, folder.path, record)
@@ -228,8 +231,9 @@ class Training:
             self._end("interrupted", None)
             raise
         except Exception as error:
-            trace = traceback.format_exc()
-            self._end("failed", str(error) if isinstance(error, RunFailed | UserError) else trace)
+            told = str(error) if isinstance(error, RunFailed | UserError) else traceback.format_exc()
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)  # no fault of the run
+            self._end("interrupted" if full else "failed", told)
             raise
         return Result(self.folder.key, self.folder.path, self.record)
 
@@ -552,6 +556,8 @@ class Training:
         if not self.record["cost"] and self.lines:
             self.record["cost"] = cost(self.lines)
         self._write(status)
+        if status == "finished" and self.ranks.first:
+            checkpoint.remove(self.folder.path)
         if self.tracker is not None:
             self.tracker.sync(final=True)
 

@@ -266,8 +266,8 @@ def test_an_imported_run_is_not_trained_again(
 
 
 def test_bundled_studies_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli.bundled("demo").name == "demo.yaml"
-    assert cli.bundled("table4").name == "table4.yaml"
+    assert cli.studies.bundled("demo").name == "demo.yaml"
+    assert cli.studies.bundled("table4").name == "table4.yaml"
 
 
 @pytest.mark.slow

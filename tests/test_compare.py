@@ -2,12 +2,13 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
-from noisysam.compare import compare, find
+from noisysam.compare import compare, find, page
 from noisysam.errors import UserError
-from noisysam.records import RunFolder
+from noisysam.records import RunFolder, write_json
 
 
 def record(key: str, opt: str, last: float, **changes: Any) -> dict[str, Any]:
@@ -26,6 +27,19 @@ def store(tmp_path: Path) -> Path:
     for key, opt, last in (("aa11", "sgd", 0.5), ("aa22", "sam", 0.625), ("bb33", "sam", 0.5)):
         RunFolder(tmp_path, key).write(record(key, opt, last))
     return tmp_path
+
+
+def test_the_page_that_compares_them(store: Path) -> None:
+    folders = [find(store, key) for key in ("aa11", "aa22")]
+    assert page(folders) is None
+    for n, folder in enumerate(folders):
+        state = {"uri": "sqlite:////x/mlflow.db", "experiment_id": "7", "run_id": f"r{n}"}
+        write_json(folder.path / "tracking.json", state)
+    found = page(folders)
+    assert found is not None
+    assert unquote(found) == '/#/compare-runs?runs=["r0", "r1"]&experiments=["7"]'
+    write_json(folders[1].path / "tracking.json", {**state, "uri": "sqlite:////y/mlflow.db"})
+    assert page(folders) is None
 
 
 def test_what_differs_and_by_how_much(store: Path) -> None:

@@ -79,8 +79,9 @@ def images(make_dataset: Callable[..., Dataset]) -> Dataset:
 def training(config: RunConfig, dataset: Dataset, store: Path) -> Training:
     """A run before its first step, as ``fit`` makes it."""
     problem = prepare(config, dataset)
-    problem.save_labels(store)
-    return Training(config, problem, problem.digests, RunFolder(store, config.key(problem.digests)))
+    folder = RunFolder(store, config.key(problem.digests))
+    problem.save_labels(folder)
+    return Training(config, problem, problem.digests, folder)
 
 
 def snapshot(method: torch.nn.Module) -> dict[str, Tensor]:

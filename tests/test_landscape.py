@@ -19,11 +19,10 @@ from noisysam.probes.landscape import (
     compare,
     coordinates,
     filter_normalised,
-    lines,
     move,
-    planes,
     surface,
 )
+from noisysam.report.looks import lines, planes
 from noisysam.train import fit
 
 OPTIONS = LandscapeOptions(limit=20, points=2, grid=1)
@@ -182,7 +181,7 @@ def test_runs_side_by_side(store: tuple[Path, list[Any]], tmp_path: Path) -> Non
     assert (find(folder, sam["key"]).path / "probes" / "landscape.json").exists()
 
 
-def results(loss: float) -> dict[str, Any]:
+def results(loss: float | None) -> dict[str, Any]:
     part = {"loss": [loss, 1.0, 2.0], "accuracy": [0.1, 0.5, 0.9]}
     square = {"loss": [[loss, 1.0, 2.0]] * 3, "accuracy": [[0.1] * 3] * 3}
     axis = [-1.0, 0.0, 1.0]
@@ -195,9 +194,14 @@ def results(loss: float) -> dict[str, Any]:
 def test_figures_stand_anything(tmp_path: Path) -> None:
     """Losses of zero and without bound, and names that matplotlib would read as formulas or hide."""
     named = {"$\\frac{": results(0.0), "_hidden": results(float("inf")), "x" * 80: results(float("nan"))}
+    named |= {"from a file": results(None)}
     for figure in (lines(named), planes(named)):
         figure.savefig(tmp_path / "figure.png")
-    texts = [text.get_text().strip() for text in lines(named).legends[0].get_texts()]
+    figure = lines(named)
+    figure.draw_without_rendering()
+    texts = [
+        text.get_text().strip().replace("\\$", "$").replace("\\\\", "\\") for text in figure.legends[0].get_texts()
+    ]
     assert texts == list(named)
 
 

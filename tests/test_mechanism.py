@@ -125,7 +125,7 @@ def test_gradients_in_numpy() -> None:
         "down_weighted": shrunk.mean(),
     }
     found = m.gradient_figures(net, torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(flipped), rho)
-    assert found.pop("down_weighted_by_layer") == pytest.approx({"head": shrunk.mean()})
+    assert found.pop("down_weighted_by_layer") == [("head", pytest.approx(shrunk.mean()))]
     assert found == pytest.approx(expected)
     assert 0 < expected["down_weighted"] < 1
 
@@ -145,7 +145,7 @@ def test_whole_gradient_of_a_deep_network(network: nn.Module, samples: tuple[Ten
     for name, p in network.named_parameters():
         layer = name.rpartition(".")[0]
         sizes[layer] = sizes.get(layer, 0) + p.numel()
-    shares = found["down_weighted_by_layer"]
+    shares = dict(found["down_weighted_by_layer"])
     assert shares.keys() == sizes.keys()
     whole = sum(shares[layer] * size for layer, size in sizes.items()) / sum(sizes.values())
     assert found["down_weighted"] == pytest.approx(whole)
@@ -207,23 +207,25 @@ def test_over_the_snapshots_of_a_run(digits: Callable[..., RunConfig], tmp_path:
     """Each snapshot once, the final weights last; the same figures in a second look."""
     config = digits(epochs=5, snapshots=2)
     found = probed(config, tmp_path)
-    assert [line["epoch"] for line in found["lines"]] == [1, 3, 4]
-    assert found["moments"] == "snapshots and the final weights"
+    assert [moment["epoch"] for moment in found["moments"]] == [1, 3, 4]
+    assert found["note"] == "snapshots and the final weights"
+    assert found["files"] == ["mechanism.png", "mechanism.svg"]
     assert found["rows"] == 40
     assert 0 < found["flipped"] < 40
     assert found == probed(config, tmp_path)
     subject = load(tmp_path, fit(config, store=tmp_path).key, device="cpu")
     head = subject.at(0, 1)[0].get_parameter("head.weight")
-    assert found["lines"][0]["last_layer_norm"] == pytest.approx(head.norm().item())
-    assert found["lines"][0]["last_layer_norm"] != found["lines"][1]["last_layer_norm"]
-    assert probed(digits(epochs=4, snapshots=2), tmp_path)["lines"][-1]["epoch"] == 3
+    norms = [moment["last_layer_norm"] for moment in found["moments"]]
+    assert norms[0] == pytest.approx(head.norm().item())
+    assert norms[0] != norms[1]
+    assert probed(digits(epochs=4, snapshots=2), tmp_path)["moments"][-1]["epoch"] == 3
 
 
 def test_without_snapshots_and_without_noise(digits: Callable[..., RunConfig], tmp_path: Path) -> None:
     found = probed(digits(noise=0), tmp_path)
-    assert len(found["lines"]) == 1
-    assert "--snapshots" in found["moments"]
-    line = found["lines"][0]
+    (line,) = found["moments"]
+    assert "--snapshots" in found["note"]
+    assert found["files"] == []
     assert line["gradient_share_clean"] == pytest.approx(1)
     absent = ("feature_norm", "parameter_jacobian", "input_jacobian", "gradient_norm")
     assert all(line[f"{name}_flipped"] is None and line[f"{name}_clean"] > 0 for name in absent)
@@ -232,7 +234,7 @@ def test_without_snapshots_and_without_noise(digits: Callable[..., RunConfig], t
 
 def test_of_the_second_network(digits: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = digits(method="co-teaching")
-    first, second = (probed(config, tmp_path, network=k)["lines"][0] for k in (0, 1))
+    first, second = (probed(config, tmp_path, network=k)["moments"][0] for k in (0, 1))
     assert first["last_layer_norm"] != second["last_layer_norm"]
     with pytest.raises(UserError, match="2 networks"):
         probed(config, tmp_path, network=2)

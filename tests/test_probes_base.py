@@ -16,7 +16,7 @@ from noisysam import metrics
 from noisysam.config import RunConfig
 from noisysam.data import Dataset
 from noisysam.errors import UserError
-from noisysam.probes import PROBES, Probe, Subject, base, find, load, probe, results
+from noisysam.probes import PROBES, Probe, Subject, base, find, load, probe, scalars
 from noisysam.records import read_json, write_json
 from noisysam.train import fit
 
@@ -221,6 +221,7 @@ class Counting(Probe):
         return {
             "rows": len(subject.part("test", self.options.limit)[1]),
             "nothing": float("nan"),
+            "share": 0.5,
             "files": ["counting.txt"],
         }
 
@@ -237,10 +238,11 @@ def test_results_are_written_and_reused(
 ) -> None:
     key = trained[1]["ce"]["key"]
     first = probe(store, key[:8], ["counting"], {"limit": "7"}, device="cpu")["counting"]
-    assert first["results"] == {"rows": 7, "nothing": None, "files": ["counting.txt"]}
+    assert first["results"] == {"rows": 7, "nothing": None, "share": 0.5, "files": ["counting.txt"]}
+    assert first["scalars"] == {"share": 0.5}
     assert (first["key"], first["options"], first["revision"]) == (key, {"limit": 7, "other": "x"}, 1)
     assert json.loads((store / key / "probes" / "counting.json").read_text()) == first
-    assert list(results(find(store, key))) == [first]
+    assert find(store, key).probes == [first]
 
     def again(**options: Any) -> int:
         probe(store, key, ["counting"], {"limit": 7, **options}, device="cpu")
@@ -258,6 +260,29 @@ def test_results_are_written_and_reused(
         counting.revision = 1
     shutil.copy(store / key / "snapshots" / "0-0.safetensors", store / key / "weights.safetensors")
     assert again(other="y") == 5
+
+
+def test_scalars_are_single_finite_figures() -> None:
+    results = {
+        "statement": "words",
+        "rows": 7,
+        "accuracy": 0.5,
+        "shown": True,
+        "nothing": float("nan"),
+        "bounds": float("inf"),
+        "none": None,
+        "test": {"lambda_max": 3.0, "eigenvalues": [3.0, 2.0], "density": {"nodes": [1.0]}},
+        "bits": {"8": {"plain": 0.25}, "2": {"plain": 0.125}},
+        "moments": [{"norm": 1.0, "early": 1.0}, {"norm": 2.0, "by_layer": [("head", 0.5)], "cosine": None}],
+        "lists": [],
+    }
+    assert scalars(results) == {
+        "accuracy": 0.5,
+        "test.lambda_max": 3.0,
+        "bits.8.plain": 0.25,
+        "bits.2.plain": 0.125,
+        "norm": 2.0,
+    }
 
 
 def test_options_are_checked_before_anything_is_loaded(

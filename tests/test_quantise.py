@@ -197,6 +197,14 @@ def test_zero_shot_brings_the_2_bit_network_closer(trained: Subject, digits_test
     assert all(torch.equal(v, learnt.state_dict()[n]) for n, v in again.state_dict().items())
 
 
+def test_zero_shot_does_no_harm_where_rounding_does_little(
+    trained: Subject, digits_test: tuple[Tensor, Tensor]
+) -> None:
+    inputs, teacher = digits_test[0], trained.modules[0]
+    learnt = q.zero_shot(teacher, 4, inputs.shape[1:], options())
+    assert agreement(learnt, trained, inputs) >= agreement(q.round_weights(teacher, 4), trained, inputs)
+
+
 def test_probe(trained: Subject) -> None:
     """Accuracy before and after for each number of bits, and what was measured besides."""
     chosen = options(bits=(8, 2), iterations=3, batch=8, test_limit=100)
@@ -204,11 +212,12 @@ def test_probe(trained: Subject) -> None:
     inputs, labels = trained.part("test", 100)
     assert found["rows"] == 100
     assert found["accuracy"] == pytest.approx(float((trained.logits(inputs).argmax(1) == labels).float().mean()))
-    assert [level["bits"] for level in found["levels"]] == [8, 2]
-    for level in found["levels"]:
-        plain = q.round_weights(trained.modules[0], level["bits"])
+    assert list(found["bits"]) == ["8", "2"]
+    for bits, level in found["bits"].items():
+        plain = q.round_weights(trained.modules[0], int(bits))
         assert level["plain_agreement"] == pytest.approx(agreement(plain, trained, inputs))
         assert {"plain_accuracy", "zero_shot_accuracy", "zero_shot_agreement"} < level.keys()
+    assert [(trained.place / name).exists() for name in found["files"]] == [True, True]
 
 
 def test_probe_of_two_networks(digits: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -217,12 +226,16 @@ def test_probe_of_two_networks(digits: Callable[..., RunConfig], tmp_path: Path)
     found = q.Quantise(options(bits=(4,), iterations=0)).run(subject)
     inputs, labels = subject.part("test", None)
     both = subject.logits(inputs, [q.round_weights(module, 4) for module in subject.modules])
-    (level,) = found["levels"]
+    (level,) = found["bits"].values()
     assert level["plain_accuracy"] == pytest.approx(float((both.argmax(1) == labels).float().mean()))
-    assert level.keys() == {"bits", "plain_accuracy", "plain_agreement"}
+    assert level.keys() == {"plain_accuracy", "plain_agreement"}
 
 
-@pytest.mark.parametrize("bits", [[1], [9], "all"])
+def test_bits_from_the_command_line() -> None:
+    assert choices(["quantise"], {"bits": "4,2"})["quantise"].model_dump()["bits"] == (4, 2)
+
+
+@pytest.mark.parametrize("bits", [[1], [9], "all", "", []])
 def test_bits_that_are_refused(bits: object) -> None:
     with pytest.raises(UserError, match="bits"):
         choices(["quantise"], {"bits": bits})

@@ -237,3 +237,22 @@ def test_two_studies_in_one_folder(store: Path, tmp_path: Path) -> None:
         export_study(store, name, tmp_path / "out")
     assert import_study(tmp_path / "out", tmp_path / "new") == 1
     assert {"studies/s.json", "studies/t.json"} < tree(tmp_path / "new")
+
+
+def test_results_of_probes_go_along_without_their_pictures(store: Path, tmp_path: Path) -> None:
+    """They are exported and taken; a finished run that is there already gets those that it lacks, and keeps its own."""
+    place = store / ("f" * 16) / "probes"
+    for name, content in (("sharpness", {"schema": 1, "probe": "sharpness"}), ("old", {"schema": 0})):
+        records.write_json(place / f"{name}.json", content)
+    (place / "sharpness-density.png").write_bytes(b"picture")
+    export_study(store, "s", tmp_path / "out")
+    taken = {f"{'f' * 16}/probes/{name}.json" for name in ("old", "sharpness")}
+    assert {name for name in tree(tmp_path / "out") if "probes" in name} == taken
+    import_study(tmp_path / "out", tmp_path / "new")
+    folder = RunFolder(tmp_path / "new", "f" * 16)
+    assert folder.probes == [{"schema": 1, "probe": "sharpness"}]
+    records.write_json(folder.path / "probes" / "old.json", {"schema": 1, "probe": "old"})
+    (folder.path / "probes" / "sharpness.json").unlink()
+    assert import_study(tmp_path / "out", tmp_path / "new") == 0
+    assert [content["probe"] for content in folder.probes] == ["old", "sharpness"]
+    assert RunFolder(store, "e" * 16).probes == []

@@ -546,8 +546,9 @@ def whole(
         if name not in found:
             config, store = configuration(digits, name), tmp_path_factory.mktemp(name)
             problem = prepare(config, images)
-            problem.save_labels(store)
-            training = Training(config, problem, problem.digests, RunFolder(store, config.key(problem.digests)))
+            folder = RunFolder(store, config.key(problem.digests))
+            problem.save_labels(folder)
+            training = Training(config, problem, problem.digests, folder)
             drawn_from: list[Any] = []
             epoch = training.loader.epoch
 
@@ -610,8 +611,9 @@ def test_wrong_labels_are_found(
     """A few epochs on patterns that are easily learnt: what is trusted is far less often wrong than all is."""
     config = configuration(digits, name, method_option=options, epochs=8 if name == "m-dyr-h" else 6, batch=8)
     problem = prepare(config, make_dataset(train=320 if name == "m-dyr-h" else 160))
-    problem.save_labels(tmp_path)
-    run = Training(config, problem, problem.digests, RunFolder(tmp_path, config.key(problem.digests)))
+    folder = RunFolder(tmp_path, config.key(problem.digests))
+    problem.save_labels(folder)
+    run = Training(config, problem, problem.digests, folder)
     run.fit()
     wrong = torch.from_numpy(problem.noisy.take(problem.train).flipped)
     if name == "m-dyr-h":

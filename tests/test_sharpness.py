@@ -26,10 +26,10 @@ from noisysam.probes.sharpness import (
     SharpnessOptions,
     ascend,
     average_case,
-    density,
     spectrum,
     worst_case,
 )
+from noisysam.report.looks import density
 from noisysam.train import fit
 
 
@@ -195,6 +195,12 @@ def test_ascent_finds_the_maximum_of_a_quadratic(radius: float, low: float) -> N
 def test_a_flat_point_does_not_rise() -> None:
     of = quadratic(linear=0.0)
     assert ascend(of, slice(None), 0.1, 3) == [0.0] * 4  # no gradient, no direction
+
+
+def test_a_step_back_ends_inside_the_ball() -> None:
+    """Where the loss bends down, the second step takes the first one back; it is not drawn out to the sphere."""
+    of: Any = Quadratic(torch.tensor([[-8.0]]).double(), torch.ones(1).double())
+    assert ascend(of, slice(None), 0.5, 3) == pytest.approx([0.0, -0.5, 0.0, -0.5])
 
 
 def test_average_case_of_a_quadratic() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from noisysam import study
-from noisysam.cli import bundled
+from noisysam.cli.studies import bundled
 from noisysam.config import RunConfig
 from noisysam.errors import UserError
 from noisysam.problem import prepare

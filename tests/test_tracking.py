@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from noisysam import tracking
+from noisysam import tracking, ui
 from noisysam.errors import RunFailed, UserError
 from noisysam.records import RunFolder, write_json
 from noisysam.tracking import Tracker, default_uri, open_store, sync_store
@@ -377,6 +377,51 @@ def test_faulty_stores_are_told_in_one_line(tmp_path: Path, uri: str, experiment
     assert "\n" not in str(caught.value)
 
 
+def test_probes_arrive_with_their_run(tmp_path: Path, uri: str, experiment: str) -> None:
+    folder = make_folder(tmp_path)
+    assert Tracker(folder, uri, experiment).sync(final=True)
+    scalars = {"test.trace": 12.5, "test.lambda_max": 3.0}
+    write_json(folder.path / "probes" / "sharpness.json", {"schema": 1, "scalars": scalars, "results": {}})
+    (folder.path / "probes" / "density.svg").write_text("<svg/>")
+    assert sync_store(tmp_path, uri, keys=["00ff"]) == (1, 0)
+    run_id, _, history, *_, files = content(uri, experiment)["00ff"]
+    assert {name: values[0][2] for name, values in history.items() if name.startswith("probe/")} == {
+        "probe/sharpness.test.trace": 12.5, "probe/sharpness.test.lambda_max": 3.0,
+    }  # fmt: skip
+    assert "probes" in files
+    listed = MlflowClient(tracking_uri=uri).list_artifacts(run_id, "probes")
+    assert [a.path for a in listed] == ["probes/density.svg", "probes/sharpness.json"]
+    assert sync_store(tmp_path, uri, keys=["00ff"]) == (0, 0)
+    write_json(folder.path / "probes" / "sharpness.json", {"schema": 1, "scalars": scalars | {"test.trace": 8.0}})
+    assert sync_store(tmp_path, uri) == (1, 0)
+    (run,) = runs(uri, experiment)
+    assert run.data.metrics["probe/sharpness.test.trace"] == 8.0
+
+
+def test_views_are_tags_of_every_experiment(uri: str, experiment: str) -> None:
+    client = MlflowClient(tracking_uri=uri)
+    old = client.create_experiment(experiment)
+    assert open_store(uri, experiment) == old  # one that was there before the views were
+    found = client.get_experiment(old).tags
+    view = json.loads(found["mlflow.sharedViewState.runs"])
+    assert view["orderByKey"] == "metrics.`final_last`"
+    assert "tags.`noisysam.row`" in view["selectedColumns"]
+
+
+def test_the_report_hangs_on_the_run_of_its_study(tmp_path: Path, uri: str, experiment: str) -> None:
+    for name in ("report.html", "tables/main.tex", "figures/accuracy.svg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert not tracking.send_report(uri, experiment, tmp_path, "| row |")  # nothing is known of the study
+    parent = tracking.open_study(uri, experiment)
+    assert tracking.send_report(uri, experiment, tmp_path, "| row |")
+    client = MlflowClient(tracking_uri=uri)
+    assert {a.path for a in client.list_artifacts(parent)} == {"report.html", "tables", "figures"}
+    assert client.get_run(parent).data.tags["mlflow.note.content"].endswith("| row |")
+    assert not tracking.send_report(f"sqlite:///{tmp_path}/none.db", experiment, tmp_path, "")
+    assert not (tmp_path / "none.db").exists()
+
+
 def test_default_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -402,12 +447,17 @@ def test_ui_starts_the_server_on_the_store(uri: str, monkeypatch: pytest.MonkeyP
         def wait(self) -> int:
             return 0
 
-    monkeypatch.setattr(tracking.subprocess, "Popen", Server)
-    assert tracking.ui(uri, port=5001) == 0
+    monkeypatch.setattr(ui.subprocess, "Popen", Server)
+    tracking.open_store(uri, "one")
+    said: list[str] = []
+    assert ui.serve(uri, port=5001, say=said.append) == 0
+    assert said[0].startswith("one, runs: http://127.0.0.1:5001/#/experiments/")
+    with pytest.raises(UserError, match="no study 'two' "):
+        ui.serve(uri, study="two")
     assert commands[0][:4] == [sys.executable, "-m", "mlflow", "server"]
     assert commands[0][commands[0].index("--backend-store-uri") + 1] == uri
     assert commands[0][commands[0].index("--port") + 1] == "5001"
     with pytest.raises(UserError, match="is a server already"):
-        tracking.ui("http://server:5000")
+        ui.serve("http://server:5000")
     with pytest.raises(UserError, match="no MLflow store"):
-        tracking.ui(f"sqlite:///{tmp_path}/none.db")
+        ui.serve(f"sqlite:///{tmp_path}/none.db")

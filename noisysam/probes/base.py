@@ -3,12 +3,14 @@
 A probe looks at a trained network and changes nothing: not the weights, not the record. Its results are in
 ``<run>/probes/<name>.json``::
 
-    schema, probe, revision, key and name of the run, weights (SHA-256), options, commit, device, seconds, results
+    schema, probe, revision, key and name of the run, weights (SHA-256), options, commit, device, seconds, results,
+    scalars: those of the results that are single figures, by flat names, as MLflow shows them
 """
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -27,21 +29,14 @@ from noisysam.evaluate import Evaluator
 from noisysam.loader import PLAIN_ROWS, Loader
 from noisysam.methods import Facts, Method
 from noisysam.problem import Problem, prepare
-from noisysam.records import RunFolder, atomic, file_digest, read_json, write_json
+from noisysam.records import PROBE_SCHEMA, RunFolder, atomic, file_digest, read_json, write_json
 from noisysam.registry import Registry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PROBE_SCHEMA = 1  # of a result's file
-
 Part = Literal["clean", "noisy", "test"]
 PARTS: tuple[Part, ...] = ("clean", "noisy", "test")
-TITLES: dict[Part, str] = {
-    "clean": "training images, true labels",
-    "noisy": "training images, labels as given",
-    "test": "test images",
-}
 
 PROBES: Registry[type["Probe"]] = Registry("probe")
 
@@ -216,17 +211,27 @@ def probe(
             start = time.perf_counter()
             results = PROBES[name](chosen).run(subject)
             spent = {"device": hardware.device_name(subject.device), "seconds": time.perf_counter() - start}
-            write_json(path, {**facts, "commit": environment()["commit"], **spent, "results": results})
+            found = {"results": results, "scalars": scalars(results)}
+            write_json(path, {**facts, "commit": environment()["commit"], **spent, **found})
         written[name] = read_json(path)
     return written
 
 
-def results(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """What probes have written for a run, in the order of the names; the content of each file."""
-    for path in sorted((folder.path / "probes").glob("*.json")):
-        content = read_json(path)
-        if content.get("schema") == PROBE_SCHEMA:
-            yield content
+def scalars(results: Mapping[str, Any]) -> dict[str, float]:
+    """The single figures in a probe's results, by their paths: ``test.lambda_max``.
+
+    Those are the floats that are finite; whole numbers are counts. Of a list of mappings, as the moments of a
+    training, the last counts; lists of anything else are left out.
+    """
+    found: dict[str, float] = {}
+    for name, value in results.items():
+        if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            found |= scalars(value[-1])
+        elif isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": figure for inner, figure in scalars(value).items()}
+        elif isinstance(value, float) and math.isfinite(value):
+            found[name] = value
+    return found
 
 
 def save(figure: "Figure", folder: Path, name: str) -> list[str]:

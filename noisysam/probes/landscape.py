@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from noisysam import metrics
-from noisysam.probes.base import PARTS, PROBES, TITLES, Options, Probe, Subject, probe, save
+from noisysam.probes.base import PARTS, PROBES, Options, Probe, Subject, probe, save
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-LEVELS = 12  # of the loss in a plane's contours
 STATEMENT = (
     "cross-entropy and accuracy of the reported outputs, float32; batch norm in evaluation mode, its running "
     "statistics held fixed; biases, and the weights of norms, are not moved"
@@ -49,13 +45,15 @@ class Landscape(Probe):
     def run(self, subject: Subject) -> dict[str, Any]:
         """``line`` and ``plane``: coordinates, and loss and accuracy of each part in a list of as many dimensions.
         Drawn in landscape-line and landscape-plane, .png and .svg."""
+        from noisysam.report import looks
+
         o, name = self.options, subject.record["name"]
         found: dict[str, Any] = {"statement": STATEMENT}
         found["line"] = surface(subject, o.limit, o.seed, [coordinates(o.radius, o.points)])
-        files = save(lines({name: found}), subject.place, "landscape-line")
+        files = save(looks.lines({name: found}), subject.place, "landscape-line")
         if o.grid:
             found["plane"] = surface(subject, o.limit, o.seed, [coordinates(o.radius, o.grid)] * 2)
-            files += save(planes({name: found}), subject.place, "landscape-plane")
+            files += save(looks.planes({name: found}), subject.place, "landscape-plane")
         return {**found, "files": files}
 
 
@@ -122,77 +120,14 @@ def compare(
 ) -> list[Path]:
     """Draw the landscapes of several runs side by side, along directions of the same draws: landscape-line and
     landscape-plane, .png and .svg, in ``target``; their paths. ``where``: as for ``probe``."""
+    from noisysam.report import looks
+
     found: dict[str, Any] = {}
     for key in keys:
         written = probe(store, key, ["landscape"], options, **where)["landscape"]
         name = written["name"]
         found[name if name not in found else f"{name} ({written['key']})"] = written["results"]
-    files = save(lines(found), target, "landscape-line")
+    files = save(looks.lines(found), target, "landscape-line")
     if all("plane" in results for results in found.values()):
-        files += save(planes(found), target, "landscape-plane")
+        files += save(looks.planes(found), target, "landscape-plane")
     return [target / name for name in files]
-
-
-def lines(named: Mapping[str, Mapping[str, Any]]) -> "Figure":
-    """Loss and accuracy along the line, a column for each part; of the results of one probe, or of several."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from noisysam.report.figures import COLOURS, LINES
-
-    drawing = Figure(figsize=(4 * len(PARTS), 6), layout="constrained")
-    FigureCanvasAgg(drawing)
-    panels = drawing.subplots(2, len(PARTS), sharex=True, sharey="row")
-    for part, (above, below) in zip(PARTS, panels.T, strict=True):
-        for (name, results), colour, line in zip(named.items(), itertools.cycle(COLOURS), itertools.cycle(LINES)):
-            of = results["line"]
-            style = {"color": colour, "linestyle": line, "label": f" {name}"}  # without a space a "_" would hide it
-            above.semilogy(of["coordinates"][0], of[part]["loss"], **style)
-            below.plot(of["coordinates"][0], [100 * share for share in of[part]["accuracy"]], **style)
-        above.set_title(TITLES[part], fontsize="medium")
-        below.set_xlabel("step, in lengths of the filters")
-    for panel in panels.flat:
-        panel.grid(alpha=0.3)
-    panels[0, 0].set_ylabel("cross-entropy")
-    panels[1, 0].set_ylabel("accuracy (%)")
-    legend = drawing.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", fontsize="small")
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    return drawing
-
-
-def planes(named: Mapping[str, Mapping[str, Any]]) -> "Figure":
-    """Contours of the loss in the plane, a line of panels for each run; a part has the same levels in all runs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(3.9 * len(PARTS), 1.1 + 3.5 * len(named)), layout="constrained")
-    FigureCanvasAgg(drawing)
-    panels = drawing.subplots(len(named), len(PARTS), squeeze=False, sharex=True, sharey=True)
-    for part, column in zip(PARTS, panels.T, strict=True):
-        losses = [np.ma.masked_invalid(results["plane"][part]["loss"]) for results in named.values()]
-        low, high = min(z.min() for z in losses), max(z.max() for z in losses)
-        levels = np.geomspace(max(low, 1e-6), max(high, low * 1.01, 1.01e-6), LEVELS)
-        for panel, results, z in zip(column, named.values(), losses, strict=True):
-            x, y = results["plane"]["coordinates"]
-            shown = panel.contourf(
-                x, y, z.T.clip(levels[0], levels[-1]), levels, cmap="cividis", norm=LogNorm(levels[0], levels[-1])
-            )
-            panel.contour(x, y, z.T, levels, colors="black", linewidths=0.4)
-            panel.plot(0, 0, marker="+", color="white")
-            panel.set_aspect("equal")
-        column[0].set_title(TITLES[part], fontsize="medium")
-        column[-1].set_xlabel("step along the first direction")
-        drawing.colorbar(
-            shown,
-            ax=list(column),
-            location="bottom",
-            aspect=30,
-            label="cross-entropy",
-            ticks=levels[::3],
-            format="%.2g",
-        )
-    for panel, name in zip(panels[:, 0], named, strict=True):
-        panel.set_ylabel(f"{name}\nalong the second", parse_math=False, fontsize="small")
-    return drawing

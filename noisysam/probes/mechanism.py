@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from noisysam.errors import UserError
 from noisysam.optim.base import global_norm, inner, plus, scaled
-from noisysam.probes.base import PROBES, Options, Probe, Subject
+from noisysam.probes.base import PROBES, Options, Probe, Subject, save
 
 ROWS = 128  # of one forward with gradient
 
@@ -55,7 +55,10 @@ class Mechanism(Probe):
     options: MechanismOptions
 
     def run(self, subject: Subject) -> dict[str, Any]:
-        """``lines``: one for each moment; None where there are no flipped samples. ``moments`` says which they are."""
+        """``moments``: figures of each, None where there are no flipped samples; ``note`` says which they are. Drawn
+        over the epochs where the run kept weights on the way."""
+        from noisysam.report import looks
+
         o = self.options
         if o.network >= len(subject.modules):
             raise UserError(f"option network={o.network}: this run has {len(subject.modules)} networks, from 0 on")
@@ -63,24 +66,26 @@ class Mechanism(Probe):
         flipped = labels != subject.part("clean", o.limit)[1]
         few, few_labels = subject.part("noisy", o.jacobian_limit)
         few_flipped = few_labels != subject.part("clean", o.jacobian_limit)[1]
-        lines = []
+        moments = []
         for stage, epoch, modules in _moments(subject):
             module = modules[o.network]
-            line: dict[str, Any] = {"stage": stage, "epoch": epoch, "last_layer_norm": last_layer_norm(module)}
-            line |= _by_group("feature_norm", feature_norms(module, inputs), flipped)
-            line |= _by_group("parameter_jacobian", parameter_jacobian_norms(module, few), few_flipped)
-            line |= _by_group("input_jacobian", input_jacobian_norms(module, few), few_flipped)
-            lines.append(line | gradient_figures(module, inputs, labels, flipped, o.rho))
+            found: dict[str, Any] = {"stage": stage, "epoch": epoch, "last_layer_norm": last_layer_norm(module)}
+            found |= _by_group("feature_norm", feature_norms(module, inputs), flipped)
+            found |= _by_group("parameter_jacobian", parameter_jacobian_norms(module, few), few_flipped)
+            found |= _by_group("input_jacobian", input_jacobian_norms(module, few), few_flipped)
+            moments.append(found | gradient_figures(module, inputs, labels, flipped, o.rho))
         alone = "the final weights alone: the run kept no others (--snapshots)"
+        named = {subject.record["name"]: {"moments": moments}}
         return {
             "statement": STATEMENT,
-            "moments": "snapshots and the final weights" if subject.snapshots() else alone,
+            "note": "snapshots and the final weights" if subject.snapshots() else alone,
             "networks": len(subject.modules),
             "rows": len(labels),
             "flipped": int(flipped.sum()),
             "jacobian_rows": len(few_labels),
             "jacobian_flipped": int(few_flipped.sum()),
-            "lines": lines,
+            "moments": moments,
+            "files": save(looks.mechanism(named), subject.place, "mechanism") if len(moments) > 1 else [],
         }
 
 
@@ -168,7 +173,7 @@ def gradient_figures(module: nn.Module, inputs: Tensor, labels: Tensor, flipped:
     ``gradient_norm``, of all and of each group's mean; ``gradient_share_clean`` (the rest is the flipped samples');
     ``gradient_cosine`` between the groups' means; ``logit_ratio`` of summed residual norms, clean to flipped, at w, at
     the perturbed weights of all (``_perturbed``) and of each sample (``_each``); ``down_weighted``, a share of all
-    weights, and of each layer's.
+    weights, and of each layer's, as pairs.
     """
     weights = _weights(module)
     p = flipped.to(inputs.dtype).mean()
@@ -192,7 +197,7 @@ def gradient_figures(module: nn.Module, inputs: Tensor, labels: Tensor, flipped:
         "logit_ratio_perturbed": _ratio(residual_norms(module, perturbed, inputs, labels), flipped),
         "logit_ratio_each": _ratio(residual_norms_each(module, weights, inputs, labels, rho), flipped),
         "down_weighted": share,
-        "down_weighted_by_layer": by_layer,
+        "down_weighted_by_layer": list(by_layer.items()),
     }
 
 
@@ -229,7 +234,7 @@ def down_weighted(names: list[str], plain: list[Tensor], sam: list[Tensor]) -> t
     share of each layer's own. ``names``: of the parameters, in the gradients' order."""
     layers: dict[str, list[Tensor]] = {}
     for name, a, b in zip(names, plain, sam, strict=True):
-        layers.setdefault(name.rpartition(".")[0], []).append(((a * b > 0) & (b.abs() < a.abs())).flatten())
+        layers.setdefault(name.rpartition(".")[0], []).append(((a.sign() == b.sign()) & (b.abs() < a.abs())).flatten())
     masks = {layer: torch.cat(parts) for layer, parts in layers.items()}
     return _share(torch.cat(list(masks.values()))), {layer: _share(mask) for layer, mask in masks.items()}
 

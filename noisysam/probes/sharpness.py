@@ -5,9 +5,9 @@ written as one vector. Batch norm is in evaluation mode: its running statistics 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,9 @@ from torch.func import functional_call
 
 from noisysam import metrics
 from noisysam.errors import UserError
-from noisysam.probes.base import PARTS, PROBES, TITLES, Options, Probe, Subject, save
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from noisysam.probes.base import PARTS, PROBES, Options, Probe, Subject, save
 
 CHUNK = 50  # rows whose graph is in memory at a time
-FLOOR = 1e-9  # of the density, as it is drawn
-GRID, WIDTH = 256, 0.01  # points of the density, and its broadening as a share of the range of the eigenvalues
 ALL = slice(None)
 
 STATEMENT = (
@@ -67,6 +62,8 @@ class Sharpness(Probe):
 
     def run(self, subject: Subject) -> dict[str, Any]:
         """Figures for each part, and the densities drawn in sharpness-density.png and .svg."""
+        from noisysam.report import looks
+
         o = self.options
         if o.network >= len(subject.modules):
             raise UserError(f"option network={o.network}: this run has {len(subject.modules)} networks, from 0 on")
@@ -81,7 +78,8 @@ class Sharpness(Probe):
         facts = {"statement": STATEMENT, "networks": len(subject.modules)}
         weights = Loss(module, *subject.part("test", 1)).weights
         facts |= {"parameters": len(weights), "weight_norm": float(weights.norm())}
-        return {**facts, **found, "files": save(figure(found), subject.place, "sharpness-density")}
+        drawing = looks.densities({subject.record["name"]: found})
+        return {**facts, **found, "files": save(drawing, subject.place, "sharpness-density")}
 
     def curvature(self, loss: "Loss") -> dict[str, Any]:
         """Of the Hessian: largest eigenvalues with their error bounds, smallest, trace, density."""
@@ -211,16 +209,6 @@ def spectrum(product: Callable[[Tensor], Tensor], like: Tensor, draws: int, step
     return Spectrum(values.flip(0), errors.flip(0), parts.square().mean(0).flip(0) / size, traces)
 
 
-def density(nodes: Sequence[float], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """A spectral density from its quadrature: Gaussians about the nodes; a grid, and the values on it."""
-    at, of = torch.tensor(nodes, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
-    low, high = float(at.min()), float(at.max())
-    width = WIDTH * max(high - low, 1e-12)
-    grid = torch.linspace(low - 5 * width, high + 5 * width, GRID, dtype=torch.float64)
-    bells = torch.exp(-((grid[:, None] - at) ** 2) / (2 * width**2)) / (width * math.sqrt(2 * math.pi))
-    return grid, bells @ of
-
-
 def worst_case(loss: Loss, rows: int, radius: float, steps: int, m: int) -> tuple[float, float]:
     """m-sharpness after one step of ascent (SAM's own) and after the best of ``steps``: the rise of the loss of each
     group of m rows, averaged with the groups' shares of the rows (arXiv 2010.01412, section 4.1)."""
@@ -256,25 +244,3 @@ def average_case(loss: Loss, radius: float, directions: int, seed: int) -> Tenso
         offset = radius * direction.to(loss.weights)
         rises.append((loss.value(loss.weights + offset) + loss.value(loss.weights - offset)) / 2 - value)
     return torch.tensor(rises, dtype=torch.float64)
-
-
-def figure(parts: Mapping[str, Any]) -> "Figure":
-    """The spectral densities in a probe's results, a panel for each part."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from noisysam.report.figures import COLOURS
-
-    drawing = Figure(figsize=(4 * len(PARTS), 3.2), layout="constrained")
-    FigureCanvasAgg(drawing)
-    panels = drawing.subplots(1, len(PARTS), squeeze=False, sharey=True)[0]
-    for panel, name, colour in zip(panels, PARTS, COLOURS, strict=False):
-        of = parts[name]
-        panel.semilogy(*density(**of["density"]), color=colour)
-        facts = f"largest {of['lambda_max']:.3g}, trace {of['trace']:.3g} ± {of['trace_standard_error']:.2g}"
-        panel.set_title(f"{TITLES[name]}\n{facts}", fontsize="medium")
-        panel.set_xlabel("eigenvalue of the Hessian")
-        panel.set_ylim(bottom=FLOOR)
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("density")
-    return drawing

@@ -10,7 +10,7 @@ import pandas as pd
 
 from noisysam.errors import UserError
 from noisysam.records import RunFolder, load_study
-from noisysam.report import claims, figures, published, robust, tables
+from noisysam.report import claims, figures, probes, published, robust, tables
 from noisysam.report.document import Document, Figure, Section, Table, section_markdown, write_text
 from noisysam.report.tables import WHOLE, Cell, Summary, finished, joined, read_cells, summary_table
 
@@ -73,6 +73,7 @@ def report(store: Path, study: str, target: Path) -> Report:
             _curves(cells, epochs),
             *_radii(cells, summaries["last"]),
             *_confusions(store, cells),
+            *probes.sections(store, cells, {place: anchor for place, (anchor, _) in places.items()}),
             *_published(plan, study),
             _unfinished(cells),
             Section("Runs", lines=[(f"{place}: {text}", anchor) for place, (anchor, text) in places.items()]),

@@ -32,7 +32,7 @@ def accuracy(summaries: Sequence[Summary]) -> Figure:
     if len(rows) > TOGETHER:
         return _dots(summaries, rows)
     kinds = list(dict.fromkeys(_kind(s) for s in summaries))
-    figure, panels = _panels(1, len(kinds))
+    figure, panels = panel_grid(1, len(kinds))
     for panel, kind in zip(panels, kinds, strict=True):
         for style, row in enumerate(rows):
             here = [s for s in summaries if s["row"] == row and _kind(s) == kind and s["mean"] is not None]
@@ -40,10 +40,10 @@ def accuracy(summaries: Sequence[Summary]) -> Figure:
             x, y = [100 * _rate(s) for s in here], np.array([100 * s["mean"] for s in here])
             sd = np.array([100 * (s["sd"] or 0.0) for s in here])
             own = {"linestyle": "none"} if kind in OWN_RATE else {}
-            panel.plot(x, y, label=_text(row), **{**_style(style), **own})
+            panel.plot(x, y, label=literal(row), **{**line_style(style), **own})
             if sd.any():
                 panel.fill_between(x, y - sd, y + sd, color=COLOURS[style], alpha=0.15, linewidth=0)
-        panel.set_xlabel(f"{_text(kind)} noise: {'measured flip' if kind in OWN_RATE else 'nominal'} rate (%)")
+        panel.set_xlabel(f"{literal(kind)} noise: {'measured flip' if kind in OWN_RATE else 'nominal'} rate (%)")
     panels[0].set_ylabel("test accuracy at the last epoch (%)")
     panels[-1].legend(fontsize="small")
     return figure
@@ -52,15 +52,15 @@ def accuracy(summaries: Sequence[Summary]) -> Figure:
 def _dots(summaries: Sequence[Summary], rows: Sequence[str]) -> Figure:
     """A dot for each row and noise rate, whiskers of one standard deviation; rows from above as in the table."""
     columns = list(dict.fromkeys(column_name(s) for s in summaries))
-    figure, (panel,) = _panels(1, 1, width=7.5, height=0.9 + 0.24 * len(rows))
+    figure, (panel,) = panel_grid(1, 1, width=7.5, height=0.9 + 0.24 * len(rows))
     for style, column in enumerate(columns):
         here = [s for s in summaries if column_name(s) == column and s["mean"] is not None]
         panel.errorbar(
             [100 * s["mean"] for s in here], [rows.index(s["row"]) for s in here],
-            xerr=[100 * (s["sd"] or 0.0) for s in here], label=_text(column),
+            xerr=[100 * (s["sd"] or 0.0) for s in here], label=literal(column),
             linestyle="none", color=COLOURS[style % TOGETHER], marker=MARKERS[style % TOGETHER], markersize=5,
         )  # fmt: skip
-    panel.set_yticks(range(len(rows)), [_text(row) for row in rows], fontsize="small")
+    panel.set_yticks(range(len(rows)), [literal(row) for row in rows], fontsize="small")
     panel.invert_yaxis()
     panel.set_xlabel("test accuracy at the last epoch (%)")
     panel.legend(fontsize="small")
@@ -90,15 +90,15 @@ def curves(cells: Sequence[Cell], epochs: Curves) -> list[tuple[str, Figure]]:
 def _curves(cells: Sequence[Cell], epochs: Curves, rows: Sequence[str]) -> Figure:
     done = finished(cells)
     columns = list(dict.fromkeys(column_name(cell) for cell in done))
-    figure, panels = _panels(len(columns), len(MEASURED), width=3.4 * len(MEASURED), height=2.9 * len(columns))
+    figure, panels = panel_grid(len(columns), len(MEASURED), width=3.4 * len(MEASURED), height=2.9 * len(columns))
     for panel, (column, (measure, name)) in zip(panels, itertools.product(columns, MEASURED.items()), strict=True):
         for style, row in enumerate(rows):
             runs = [epochs[c["key"]] for c in done if c["row"] == row and column_name(c) == column]
             mean = _mean_over_runs(runs, measure)
             scale = 1 if measure == "auroc" else 100
             x, y = [epoch + 1 for epoch in mean], [scale * value for value in mean.values()]
-            panel.plot(x, y, label=_text(row), **_style(style, marker=len(x) < 3))
-        panel.set_title(f"{_text(column)}: {name}", fontsize="small")
+            panel.plot(x, y, label=literal(row), **line_style(style, marker=len(x) < 3))
+        panel.set_title(f"{literal(column)}: {name}", fontsize="small")
         if column == columns[-1]:
             panel.set_xlabel("epoch")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
@@ -122,7 +122,7 @@ def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Figure:
     each noise. The step line joins the rows that no cheaper row reaches; many rows: those alone carry their names."""
     spent = gradients(cells)
     columns = list(dict.fromkeys(column_name(s) for s in summaries))
-    figure, panels = _panels(1, len(columns))
+    figure, panels = panel_grid(1, len(columns))
     for panel, column in zip(panels, columns, strict=True):
         here = [s for s in summaries if column_name(s) == column and s["mean"] is not None and s["row"] in spent]
         points = sorted((spent[s["row"]], -100 * s["mean"], s["row"]) for s in here)
@@ -136,11 +136,11 @@ def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Figure:
             [x for x, _, _ in front], [y for _, y, _ in front], drawstyle="steps-post", color=COLOURS[1], linewidth=1
         )
         for x, y, row in [(x, -y, row) for x, y, row in points] if len(points) <= NAMED else front:
-            panel.annotate(_text(row), (x, y), xytext=(4, 4), textcoords="offset points", fontsize="small")
+            panel.annotate(literal(row), (x, y), xytext=(4, 4), textcoords="offset points", fontsize="small")
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(ScalarFormatter())
         panel.xaxis.set_minor_formatter(ScalarFormatter())
-        panel.set_title(_text(column), fontsize="small")
+        panel.set_title(literal(column), fontsize="small")
         panel.set_xlabel("gradient evaluations per training image")
         panel.margins(x=0.25, y=0.15)
     panels[0].set_ylabel("test accuracy at the last epoch (%)")
@@ -159,19 +159,19 @@ def gradients(cells: Sequence[Cell]) -> dict[str, float]:
 def radii(sweeps: Mapping[str, Sequence[Summary]], radius: Callable[[Summary], float]) -> Figure:
     """Test accuracy at the last epoch against the radius of the perturbation, a panel for each sweep, a line for each
     noise, bands of one standard deviation."""
-    figure, panels = _panels(1, len(sweeps))
+    figure, panels = panel_grid(1, len(sweeps))
     for panel, (name, summaries) in zip(panels, sweeps.items(), strict=True):
         for style, column in enumerate(dict.fromkeys(column_name(s) for s in summaries)):
             here = [s for s in summaries if column_name(s) == column and s["mean"] is not None]
             here.sort(key=radius)
             x, y = [radius(s) for s in here], np.array([100 * s["mean"] for s in here])
             sd = np.array([100 * (s["sd"] or 0.0) for s in here])
-            panel.plot(x, y, label=_text(column), **_style(style))
+            panel.plot(x, y, label=literal(column), **line_style(style))
             if sd.any():
                 panel.fill_between(x, y - sd, y + sd, color=COLOURS[style % TOGETHER], alpha=0.15, linewidth=0)
         smallest = min((radius(s) for s in summaries if radius(s) > 0), default=0.1)
         panel.set_xscale("symlog", linthresh=smallest, linscale=0.5)
-        panel.set_title(_text(name), fontsize="small")
+        panel.set_title(literal(name), fontsize="small")
         panel.set_xlabel("radius rho")
         panel.legend(fontsize="small")
     panels[0].set_ylabel("test accuracy at the last epoch (%)")
@@ -182,11 +182,11 @@ def matrices(named: Mapping[str, Sequence[Sequence[float]]], x: str, y: str) -> 
     """Row-stochastic matrices as heat maps with shared colours, in percent; numbers where they can be read."""
     across = min(4, len(named))
     down = -(-len(named) // across)
-    figure, panels = _panels(down, across, width=3.6 * across, height=3.5 * down)
+    figure, panels = panel_grid(down, across, width=3.6 * across, height=3.5 * down)
     for panel, (name, matrix) in zip(panels, named.items(), strict=False):
         values = 100 * np.array(matrix)
         image = panel.imshow(values, cmap="cividis", vmin=0, vmax=100)
-        panel.set_title(_text(name), fontsize="small")
+        panel.set_title(literal(name), fontsize="small")
         panel.set_xlabel(x)
         panel.set_ylabel(y)
         panel.grid(False)
@@ -200,16 +200,21 @@ def matrices(named: Mapping[str, Sequence[Sequence[float]]], x: str, y: str) -> 
     return figure
 
 
-def _panels(down: int, across: int, width: float = 0.0, height: float = 4.2) -> tuple[Figure, list[Axes]]:
+def panel_grid(
+    down: int, across: int, width: float = 0.0, height: float = 4.2, **share: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``down`` x ``across`` panels with faint grids; the panels row by row. Sizes in inches; ``share``:
+    matplotlib's ``sharex`` and ``sharey``."""
     figure = Figure(figsize=(width or 1.5 + 4.5 * across, height), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(down, across, squeeze=False).flat)
+    panels = list(figure.subplots(down, across, squeeze=False, **share).flat)
     for panel in panels:
         panel.grid(alpha=0.3)
     return figure, panels
 
 
-def _style(number: int, marker: bool = True) -> dict[str, Any]:
+def line_style(number: int, marker: bool = True) -> dict[str, Any]:
+    """Colour, dash and marker of a panel's line of this number, from 0."""
     i = number % TOGETHER
     return {
         "color": COLOURS[i],
@@ -220,7 +225,7 @@ def _style(number: int, marker: bool = True) -> dict[str, Any]:
     }
 
 
-def _text(name: str) -> str:
+def literal(name: str) -> str:
     """A name as matplotlib prints it literally: no formulas, no hidden legend entries."""
     shown = " ".join(str(name).split()).replace("\\", "\\\\").replace("$", "\\$")
     return f" {shown}" if shown.startswith("_") else shown

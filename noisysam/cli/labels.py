@@ -1,0 +1,79 @@
+"""Commands on label files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from noisysam.cli.base import cli, json_option
+from noisysam.errors import UserError
+
+
+@cli.group(short_help="Make, show and verify label files.")
+def noise() -> None:
+    """Noisy labels as files: made once, shared, verified."""
+
+
+@noise.command("make")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dataset", default="cifar10", show_default=True)
+@click.option("--data-dir", type=click.Path(path_type=Path))
+@click.option("--type", "kind", default="symmetric", show_default=True, help="see `noisysam list noise`")
+@click.option("--rate", type=float, default=0.0, show_default=True, help="share of selected samples")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--draw", type=click.Choice(["exact", "bernoulli"]), default="exact", show_default=True)
+@json_option
+def noise_make(
+    file: Path, dataset: str, data_dir: Path | None, kind: str, rate: float, seed: int, draw: str, as_json: bool
+) -> None:
+    """Draw noisy labels for a data set and write FILE (.npz) and a CSV beside it."""
+    from noisysam import data
+    from noisysam import noise as labels
+
+    if file.suffix != ".npz":
+        raise UserError(f"{file}: a label file ends in .npz")
+    of = data.load(dataset, data_dir)
+    noisy = labels.make(
+        kind, of.train_labels.numpy(), of.classes, rate=rate, seed=seed, draw=draw,
+        images=of.train_images.numpy() if kind == "instance" else None, superclasses=of.superclasses, data_dir=data_dir,
+    )  # fmt: skip
+    labels.save(noisy, file)
+    _show_card(noisy.card(), as_json)
+
+
+@noise.command("show")
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def noise_show(file: Path, as_json: bool) -> None:
+    """The card of a label file: rates, matrix, digests."""
+    from noisysam import noise as labels
+
+    _show_card(labels.load(file).card(), as_json)
+
+
+def _show_card(card: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(card))
+        return
+    for name, value in card.items():
+        if not isinstance(value, list):
+            click.echo(f"{name:20} {value}")
+    for name in (n for n, v in card.items() if isinstance(v, list)):
+        click.echo(name)
+        for row in card[name] if isinstance(card[name][0], list) else [card[name]]:
+            click.echo("  " + " ".join(f"{v:6.3f}" for v in row))
+
+
+@noise.command("verify")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dataset", help="compare with this data set's labels")
+@click.option("--data-dir", type=click.Path(path_type=Path))
+def noise_verify(file: Path, dataset: str | None, data_dir: Path | None) -> None:
+    """Check a label file against its digests, its definition and a data set."""
+    from noisysam import data
+    from noisysam import noise as labels
+
+    clean = None if dataset is None else data.load(dataset, data_dir).train_labels.numpy()
+    for line in labels.verify(file, clean):
+        click.echo(f"ok  {line}")

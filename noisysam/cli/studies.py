@@ -1,0 +1,324 @@
+"""Commands on studies: the demo, sweep, report, and records in and out."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from noisysam.cli.base import cli, json_option, store_option, store_uri, tracked
+from noisysam.errors import RunFailed, UserError
+
+
+@cli.command(short_help="SGD and SAM on real handwritten digits, in three minutes.")
+@store_option
+@tracked
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="runs at a time (Ray)")
+@click.option("--reports", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
+def demo(store: Path, tracking_uri: str | None, no_track: bool, jobs: int, reports: Path) -> None:
+    """Train SGD and SAM on scikit-learn's digits at four noise rates, two seeds each; print the table."""
+    from noisysam import engines, study
+
+    path = bundled("demo")
+    cells = study.plan(path)
+    study.save(path, cells, store)
+    uri = store_uri(tracking_uri, no_track, "demo")
+    # one thread: 8x8 images do not pay for more, and beside other work two threads can be twenty times slower
+    with closing(engines.choose(None, store.absolute(), jobs, cpus=1)) as engine:
+        _raise_failed(_train("demo", cells, store.absolute(), engine, uri))
+    _report("demo", store, reports, as_json=False, uri=uri)
+    if uri is not None:
+        click.echo(
+            f"\nSee the runs side by side:  noisysam ui{'' if tracking_uri is None else f' --tracking-uri {uri}'}"
+        )
+
+
+def bundled(name: str) -> Path:
+    """A study that comes with noisysam, beside the package in a checkout or inside it when installed."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent / "experiments", package / "experiments"):
+        if (folder / f"{name}.yaml").exists():
+            return folder / f"{name}.yaml"
+    raise UserError(f"no study file {name!r}: give the path of a YAML file")
+
+
+@cli.command(short_help="Train a study of many runs.")
+@click.argument("file")
+@store_option
+@tracked
+@click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data sets, for every cell")
+@click.option(
+    "--engine", type=click.Choice(["inline", "ray", "slurm"]),
+    help="inline: one run at a time, here; ray: many, each in a process of its own, here or on a cluster; slurm: a job "
+    "array. On a cluster --store must be a folder that all machines share  [default: ray with --jobs, else inline]",
+)  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), help="runs at a time at most  [default: as many as there is room for]")
+@click.option(
+    "--cpus-per-run", "cpus", type=click.FloatRange(0, min_open=True),
+    help="cores, and so threads, of a run  [default: 1; inline: all]",
+)  # fmt: skip
+@click.option(
+    "--gpus-per-run", "gpus", type=click.FloatRange(0),
+    help="GPUs of a run; with Ray a fraction packs several runs on one  [default: 1 where there are any]",
+)  # fmt: skip
+@click.option("--address", help="Ray cluster to join: auto, or host:port of its head")
+@click.option("--slurm", multiple=True, metavar="KEY=VALUE", help="option of sbatch: partition=gpu; repeatable")
+@click.option(
+    "--only", multiple=True, metavar="FIELD=VALUE",
+    help="cells with this row, or this value of a field: row=SAM, noise=0.8, seed=1; repeatable, all must fit",
+)  # fmt: skip
+@click.option("--shard", metavar="I/N", help="the I-th of N parts of the study, of about the same cost")
+@click.option(
+    "--limit-minutes", "limit", type=click.FloatRange(0, min_open=True),
+    help="stop cleanly after this time, at the end of an epoch; the same command goes on",
+)  # fmt: skip
+@click.option("--retry-failed", is_flag=True, help="try failed cells again, beyond the study's `retries`")
+@click.option("--dry-run", is_flag=True, help="list the cells and what is left to do")
+@click.option("--status", is_flag=True, help="how the study stands, from any terminal")
+@click.option(
+    "--search", "searched", metavar="FIELD=LOW:HIGH[:log]",
+    help="tune a field for each row on noisy validation labels instead (Optuna); writes a tuned study file",
+)  # fmt: skip
+@click.option("--trials", type=click.IntRange(1), default=10, show_default=True, help="values that --search tries")
+def sweep(
+    file: str,
+    store: Path,
+    tracking_uri: str | None,
+    no_track: bool,
+    data_dir: Path | None,
+    only: tuple[str, ...],
+    shard: str | None,
+    limit: float | None,
+    retry_failed: bool,
+    dry_run: bool,
+    status: bool,
+    searched: str | None,
+    trials: int,
+    **how: Any,
+) -> None:
+    """Train the cells of a study FILE (a YAML, or the name of a bundled study); finished cells are skipped.
+
+    A run that fails is told at the end, with exit code 1; the others go on. Whatever stopped a sweep, the same command
+    goes on with it, and several sweeps of one study may run at a time.
+    """
+    from noisysam import engines, study
+    from noisysam import sweep as sweeps
+
+    path = Path(file) if Path(file).suffix or Path(file).exists() else bundled(file)
+    store = store.absolute()
+    if status:
+        _status(path.stem, sweeps.select(study.load(store, path.stem), only, shard), store)
+        return
+    plan = study.plan(path, data_dir)
+    cells = sweeps.select(plan, only, shard)
+    if dry_run:
+        _list_cells(cells, store)
+        return
+    deadline = None if limit is None else time.time() + 60 * limit
+    with closing(engines.choose(how.pop("engine"), store, **how)) as engine:
+        if searched is not None:
+            uri = store_uri(tracking_uri, no_track, f"{path.stem}-search")
+            _search(path, cells, store, engine, uri, searched, trials, deadline)
+            return
+        study.save(path, plan, store)
+        uri = store_uri(tracking_uri, no_track, path.stem)
+        done = _train(path.stem, cells, store, engine, uri, study.read(path).retries, retry_failed, deadline)
+    _raise_failed(done)
+    if done.left:
+        _note_left(done.left, len(cells))
+    else:
+        click.echo(f"noisysam report {path.stem}")
+
+
+def _note_left(left: int, of: int) -> None:
+    """Say that the time was up."""
+    from noisysam.progress import note
+
+    note(f"the time was up: {left} of {of} cells are left, the same command goes on with them")
+
+
+def _status(name: str, cells: Sequence[Any], store: Path) -> None:
+    from rich.console import Console
+
+    from noisysam import board
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # nobody folds the lines of a file
+    console.print(board.status(name, cells, store))
+
+
+def _list_cells(cells: Sequence[Any], store: Path) -> None:
+    from noisysam import sweep as sweeps
+    from noisysam.progress import duration
+
+    states = {cell.key: sweeps.state(cell, store) for cell in cells}
+    for cell in cells:
+        click.echo(f"{cell.key}  {'finished' if states[cell.key] == 'finished' else 'to do   '}  {cell.label}")
+    left = sum(state != "finished" for state in states.values())
+    seconds = sweeps.forecast(cells, store, states)
+    cost = (
+        "cost unknown until a cell of each row has run" if seconds is None else f"about {duration(seconds)} one by one"
+    )
+    click.echo(f"{len(cells)} cells, {left} to do" + (f": {cost}" if left else ""))
+
+
+def _train(
+    name: str,
+    cells: Sequence[Any],
+    store: Path,
+    engine: Any,
+    uri: str | None,
+    retries: int = 0,
+    retry_failed: bool = False,
+    deadline: float | None = None,
+    blind: bool = False,
+) -> Any:
+    """Train the unfinished cells, and tell what happens (``blind``: but no test accuracies); the sweep at its end."""
+    from noisysam import board
+    from noisysam import sweep as sweeps
+    from noisysam.progress import note, percent
+    from noisysam.records import RunFolder
+
+    parent = _parent(uri, name)
+    show = not engine.parallel and not sys.stderr.isatty()
+    job = sweeps.TrainCell(store, uri, name, parent, engine.threads, show and not blind, deadline)
+    running = sweeps.Sweep(cells, store, job, engine, retries, retry_failed, deadline)
+    note(f"{name}: {len(cells)} cells, {running.left} to do")
+    try:
+        with board.live(name, running):
+            for outcome in running.run():
+                what = outcome.error or board.SAID[outcome.state]
+                if outcome.state == "finished" and not blind:
+                    record = RunFolder(store, outcome.cell.key).record or {}
+                    what = f"{percent(record['results']['last'])} % at the last epoch"
+                elif outcome.state == "again":
+                    what += " (tried again)"
+                note(f"[{running.finished}/{len(cells)}] {outcome.cell.label}: {what}")
+    finally:
+        if uri is not None:
+            _sync(name, running, uri, parent)
+    return running
+
+
+def _parent(uri: str | None, name: str) -> str | None:
+    """The study's run in MLflow; None without tracking, and where the store is away."""
+    if uri is None:
+        return None
+    from noisysam import tracking
+
+    try:
+        return tracking.open_study(uri, name)
+    except RunFailed:
+        return None
+
+
+def _sync(name: str, sweep: Any, uri: str, parent: str | None) -> None:
+    """Send what did not get to MLflow, and end the study's run there."""
+    from noisysam import tracking
+
+    parent = parent or _parent(uri, name)
+    if parent is None:
+        return
+    tracking.sync_study(sweep.store, {cell.key: cell.row for cell in sweep.cells}, uri, name, parent)
+    counts = {"finished": sweep.finished, "failed": len(sweep.failed), "left": sweep.left}
+    tracking.close_study(uri, parent, counts)
+
+
+def _raise_failed(sweep: Any) -> None:
+    if sweep.failed:
+        first = next(iter(sweep.failed.values()))
+        raise RunFailed(
+            f"{len(sweep.failed)} of {len(sweep.cells)} cells failed, first {first.cell.label}: {first.error}"
+        )
+
+
+def _search(
+    path: Path,
+    cells: Sequence[Any],
+    store: Path,
+    engine: Any,
+    uri: str | None,
+    searched: str,
+    trials: int,
+    deadline: float | None,
+) -> None:
+    """Tune one field for each row; print what was found and write the tuned study beside the others here."""
+    from noisysam import search, study
+    from noisysam.progress import percent
+
+    asked, retries = search.Range.parse(searched), study.read(path).retries
+    rows = search.rows(path, cells, asked, store)
+
+    def train(some: list[Any]) -> list[Any]:
+        done = _train(f"{path.stem}-search", some, store, engine, uri, retries, deadline=deadline, blind=True)
+        return list(done.failed.values())
+
+    whole = search.search(rows, trials, store, engine.width(), train)
+    found = [best for row in rows if (best := row.best()) is not None]
+    for best in found:
+        present = "" if best.present is None else f", {percent(best.present)} % as it is"
+        accuracy = f"{percent(best.accuracy)} % on noisy validation labels{present}"
+        click.echo(f"{best.row}: {asked.field} {best.value:g}, {accuracy}; {best.trials} trials")
+    if not whole:
+        left = sum(trials - len(row.trials("COMPLETE", "PRUNED")) for row in rows)
+        _note_left(left, trials * len(rows))
+    elif found:
+        target = Path(f"{path.stem}-{asked.field.replace('.', '-')}.yaml")
+        target.write_text(search.tuned(path, target, asked, found, cells))
+        click.echo(f"noisysam sweep {target}")
+
+
+@cli.command(short_help="Tables, figures and verdicts of a study.")
+@click.argument("study")
+@store_option
+@tracked
+@click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
+@json_option
+def report(study: str, store: Path, tracking_uri: str | None, no_track: bool, out: Path, as_json: bool) -> None:
+    """Write the report of STUDY from its finished runs, and print its tables. The page hangs on the study's MLflow run,
+    where there is one."""
+    from noisysam import tracking
+
+    _report(study, store, out, as_json, None if no_track else tracking.default_uri(tracking_uri))
+
+
+def _report(study: str, store: Path, out: Path, as_json: bool, uri: str | None) -> None:
+    from noisysam.report import report as write_report
+
+    written = write_report(store, study, out)
+    if uri is not None:
+        from noisysam import tracking
+
+        tracking.send_report(uri, study, written.folder, written.text)
+    if as_json:
+        click.echo(json.dumps({"study": study, "folder": str(out / study), "table": written.summary}))
+        return
+    click.echo(written.text)
+    click.echo(f"written to {out / study}")
+
+
+@cli.command("export", short_help="Copy a study's records out of the store.")
+@click.argument("study")
+@click.argument("target", type=click.Path(path_type=Path))
+@store_option
+@click.option("--weights", is_flag=True, help="the trained weights too")
+def export(study: str, target: Path, store: Path, weights: bool) -> None:
+    """Copy the finished runs of STUDY to the folder TARGET: records, label files, configurations, digests."""
+    from noisysam.records import export_study
+
+    click.echo(f"{export_study(store, study, target, weights)} finished runs of {study} are in {target}")
+
+
+@cli.command("import", short_help="Take exported records into the store.")
+@click.argument("source", type=click.Path(path_type=Path))
+@store_option
+def import_(source: Path, store: Path) -> None:
+    """Take the exported runs in the folder SOURCE into the store; they are not run again."""
+    from noisysam.records import import_study
+
+    click.echo(f"{import_study(source, store)} new runs are in {store}")

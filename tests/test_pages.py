@@ -1,0 +1,144 @@
+"""What a user sees: MLflow's pages and the report, in a real browser."""
+
+import contextlib
+import html
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from noisysam import compare, ui
+from noisysam.tracking import default_uri
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="needs Chromium")]
+
+STUDY = """
+base: {dataset: digits, model: resnet8, width: 0.25, epochs: 2}
+grid: {noise: [0.4, 0.8]}
+rows:
+  SGD: {}
+  SAM: {opt: sam, sam_m: batch}
+seeds: [0]
+"""
+
+
+def noisysam(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "noisysam", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four finished runs of a study with their report."""
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "small.yaml").write_text(STUDY)
+    noisysam(folder, "sweep", "small.yaml")
+    noisysam(folder, "report", "small")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(folder: Path) -> Iterator[str]:
+    """The address of ``noisysam ui``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "noisysam", "ui", "small", "--port", str(port), "--no-open"]
+    with subprocess.Popen(command, cwd=folder, start_new_session=True, stderr=subprocess.DEVNULL) as server:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.time() + 120
+        while time.time() < deadline:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
+                break
+            time.sleep(0.5)
+        yield address
+        os.killpg(server.pid, signal.SIGTERM)
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> Callable[[str], str]:
+    """The text of a page once its scripts have run; tags are left out, drawings kept as <svg>."""
+
+    def dump(address: str) -> str:
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--window-size=1800,1400",
+            f"--user-data-dir={tmp_path}",
+        ]
+        command = [str(BROWSER), *options, "--virtual-time-budget=60000", "--dump-dom", address]
+        dom = subprocess.run(command, capture_output=True, text=True, timeout=240).stdout
+        dom = re.sub(r"<(script|style)\b.*?</\1>", " ", dom, flags=re.DOTALL)
+        return html.unescape(re.sub(r"<(?!svg|path|canvas)[^>]*>", " ", dom))
+
+    return dump
+
+
+def test_list_of_runs_shows_what_matters(folder: Path, root: str, seen: Callable[[str], str]) -> None:
+    uri = default_uri(f"sqlite:///{folder}/mlflow.db")
+    page = seen(root + ui.pages(uri, "small")["small, runs"])
+    for column in ("noisysam.row", "noise", "final_last", "final_memorised"):
+        assert column in page
+    runs = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/record.json")]
+    assert len(runs) == 4
+    for run in runs:
+        assert run["name"] in page
+
+
+def test_charts_by_row_and_rate(folder: Path, root: str, seen: Callable[[str], str]) -> None:
+    uri = default_uri(f"sqlite:///{folder}/mlflow.db")
+    page = seen(root + ui.pages(uri, "small")["small, charts by row and noise rate"])
+    for word in ("SGD", "SAM", "test_accuracy", "memorised"):
+        assert word in page
+    assert "<svg" in page
+
+
+def test_two_runs_side_by_side(folder: Path, root: str, seen: Callable[[str], str]) -> None:
+    records = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/record.json")]
+    chosen = [r["key"] for r in sorted(records, key=lambda r: r["config"]["opt"]) if r["config"]["noise"] == 0.8]
+    address = compare.page([compare.find(folder / "runs", key) for key in chosen])
+    assert address is not None
+    page = seen(root + address)
+    for word in ("final_last", "final_memorised", "sam", "sgd"):
+        assert word in page
+
+
+def test_the_report_opens_from_the_run_of_the_study(folder: Path, root: str, seen: Callable[[str], str]) -> None:
+    client = MlflowClient(tracking_uri=default_uri(f"sqlite:///{folder}/mlflow.db"))
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`noisysam.kind` = 'study'")
+    run = f"{root}/#/experiments/{experiment.experiment_id}/runs/{parent.info.run_id}"
+    assert "The whole report" in seen(run)
+    page = seen(f"{run}/artifacts/report.html")
+    assert "report.html" in page
+
+
+def test_the_report_renders_offline(folder: Path, seen: Callable[[str], str]) -> None:
+    path = folder / "reports" / "small" / "report.html"
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", path.read_text())
+    page = seen(path.as_uri())
+    for words in ("Study small", "Test accuracy at the last epoch", "noise rate", "gradient evaluations", "SGD", "SAM"):
+        assert words in page
+    assert page.count("<svg") >= 4
