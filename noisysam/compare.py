@@ -1,7 +1,6 @@
 """Runs side by side: what differs in their configurations, and their figures."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,20 +20,6 @@ FIGURES = (  # of results: name, what it is, whether as a share in percent
     ("nll", "test loss (nats)", 1),
     ("ece", "calibration error (%)", 100),
 )
-
-
-def find(store: Path, beginning: str) -> RunFolder:
-    """The run whose key begins so; ``UserError`` where none or several do."""
-    keys = sorted(path.parent.name for path in store.glob(f"{beginning}*/record.json")) if beginning.isalnum() else []
-    if not keys:
-        raise UserError(
-            f"no run {beginning!r} in {store}: give a key, or its beginning, as `noisysam report` lists them"
-        )
-    if len(keys) > 1 and beginning not in keys:
-        raise UserError(
-            f"{len(keys)} runs of {store} begin with {beginning!r}: {', '.join(keys[:3])}...; give more of it"
-        )
-    return RunFolder(store, beginning if beginning in keys else keys[0])
 
 
 def compare(folders: Sequence[RunFolder]) -> pd.DataFrame:

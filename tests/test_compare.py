@@ -6,9 +6,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from noisysam.compare import compare, find, page
+from noisysam.compare import compare, page
 from noisysam.errors import UserError
-from noisysam.records import RunFolder, write_json
+from noisysam.records import RunFolder, find_run, write_json
 
 
 def record(key: str, opt: str, last: float, **changes: Any) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_the_page_that_compares_them(store: Path) -> None:
-    folders = [find(store, key) for key in ("aa11", "aa22")]
+    folders = [find_run(store, key) for key in ("aa11", "aa22")]
     assert page(folders) is None
     for n, folder in enumerate(folders):
         state = {"uri": "sqlite:////x/mlflow.db", "experiment_id": "7", "run_id": f"r{n}"}
@@ -43,7 +43,7 @@ def test_the_page_that_compares_them(store: Path) -> None:
 
 
 def test_what_differs_and_by_how_much(store: Path) -> None:
-    table = compare([find(store, key) for key in ("aa11", "aa22")]).set_index("run")
+    table = compare([find_run(store, key) for key in ("aa11", "aa22")]).set_index("run")
     assert list(table.columns) == ["aa11", "aa22"]
     assert list(table.loc["opt"]) == ["sgd", "sam"]
     assert list(table.loc["sam: rho"]) == ["-", "0.2"]
@@ -54,15 +54,15 @@ def test_what_differs_and_by_how_much(store: Path) -> None:
 
 
 def test_a_key_may_be_shortened(store: Path) -> None:
-    assert find(store, "b").key == "bb33"
-    with pytest.raises(UserError, match=r"^2 runs of .* begin with 'aa': aa11, aa22"):
-        find(store, "aa")
-    for wrong in ("cc", "", "../aa11", "*"):
+    assert find_run(store, "b").key == "bb33"
+    with pytest.raises(UserError, match=r"^.aa. is the beginning of 2 runs .*: aa11, aa22;"):
+        find_run(store, "aa")
+    for wrong in ("cc", "../aa11", "*"):
         with pytest.raises(UserError, match="no run"):
-            find(store, wrong)
+            find_run(store, wrong)
 
 
 def test_an_unfinished_run_is_refused(store: Path) -> None:
     RunFolder(store, "cc44").write(record("cc44", "sgd", 0.1, status="failed"))
     with pytest.raises(UserError, match=r"only finished runs can be compared: cc44 \(failed\)"):
-        compare([find(store, "aa11"), find(store, "cc44")])
+        compare([find_run(store, "aa11"), find_run(store, "cc44")])

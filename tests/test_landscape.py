@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from noisysam import models
 from noisysam.config import RunConfig
-from noisysam.probes import PARTS, Subject, find, load, probe
+from noisysam.probes import PARTS, Subject, load, probe
 from noisysam.probes.landscape import (
     Landscape,
     LandscapeOptions,
@@ -22,6 +22,7 @@ from noisysam.probes.landscape import (
     move,
     surface,
 )
+from noisysam.records import find_run
 from noisysam.report.looks import lines, planes
 from noisysam.train import fit
 
@@ -178,7 +179,7 @@ def test_runs_side_by_side(store: tuple[Path, list[Any]], tmp_path: Path) -> Non
     assert probe(folder, sgd["key"], ["landscape"], options, device="cpu")["landscape"] == first
     svg = (tmp_path / "out" / "landscape-line.svg").read_text()
     assert svg.count("<svg") == 1
-    assert (find(folder, sam["key"]).path / "probes" / "landscape.json").exists()
+    assert (find_run(folder, sam["key"]).path / "probes" / "landscape.json").exists()
 
 
 def results(loss: float | None) -> dict[str, Any]:

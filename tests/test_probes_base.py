@@ -16,8 +16,8 @@ from noisysam import metrics
 from noisysam.config import RunConfig
 from noisysam.data import Dataset
 from noisysam.errors import UserError
-from noisysam.probes import PROBES, Probe, Subject, base, find, load, probe, scalars
-from noisysam.records import read_json, write_json
+from noisysam.probes import PROBES, Probe, Subject, base, load, probe, scalars
+from noisysam.records import find_run, read_json, write_json
 from noisysam.train import fit
 
 
@@ -136,18 +136,18 @@ def test_a_limited_part_is_balanced_and_fixed(subject: Subject) -> None:
 def test_a_run_is_found_by_the_beginning_of_its_key(trained: tuple[Path, dict[str, Any]]) -> None:
     store, records = trained
     key = records["ce"]["key"]
-    assert find(store, key).key == find(store, key[:10]).key == key
+    assert find_run(store, key).key == find_run(store, key[:10]).key == key
 
 
 def test_a_beginning_must_be_of_one_run(store: Path, trained: tuple[Path, dict[str, Any]]) -> None:
     key = trained[1]["ce"]["key"]
     shutil.copytree(store / key, store / f"{key}0")
     with pytest.raises(UserError, match=r"beginning of 2 runs .*give more of it") as caught:
-        find(store, key[:12])
+        find_run(store, key[:12])
     assert one_line(caught)
-    assert find(store, key).key == key  # a whole key is meant as such
+    assert find_run(store, key).key == key  # a whole key is meant as such
     with pytest.raises(UserError, match="beginning of 4 runs"):
-        find(store, "")
+        find_run(store, "")
 
 
 @pytest.mark.parametrize("key", ["zzz", "..", "labels", "*"])
@@ -242,7 +242,7 @@ def test_results_are_written_and_reused(
     assert first["scalars"] == {"share": 0.5}
     assert (first["key"], first["options"], first["revision"]) == (key, {"limit": 7, "other": "x"}, 1)
     assert json.loads((store / key / "probes" / "counting.json").read_text()) == first
-    assert find(store, key).probes == [first]
+    assert find_run(store, key).probes == [first]
 
     def again(**options: Any) -> int:
         probe(store, key, ["counting"], {"limit": 7, **options}, device="cpu")

@@ -193,7 +193,7 @@ def test_a_study_with_a_failure_and_a_requeue(
 
 def test_the_driver_is_stopped(cluster: None, tmp_path: Path, driver: Callable[[], subprocess.Popen[str]]) -> None:
     """Ctrl-C leaves the array at work and says how it is stopped; the same command waits for it."""
-    (sgd,) = plan(tmp_path, 60, SGD)
+    (sgd,) = plan(tmp_path, 300, SGD)
     first = driver()
     until(lambda: epochs(tmp_path, sgd) >= 2)
     job = job_of(tmp_path, sgd)
@@ -207,7 +207,7 @@ def test_the_driver_is_stopped(cluster: None, tmp_path: Path, driver: Callable[[
     assert second.returncode == 0, err
     assert "noisysam report one" in out
     assert is_whole(tmp_path, sgd)
-    assert epochs(tmp_path, sgd) == 60
+    assert epochs(tmp_path, sgd) == 300
 
 
 def test_a_job_that_is_lost(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

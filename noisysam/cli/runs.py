@@ -90,8 +90,9 @@ def compare(runs: tuple[str, ...], store: Path, as_json: bool) -> None:
     The figures of the second run and later carry their difference from the first.
     """
     from noisysam import compare as comparison
+    from noisysam.records import find_run
 
-    folders = [comparison.find(store, run) for run in runs]
+    folders = [find_run(store, run) for run in runs]
     table = comparison.compare(folders)
     if as_json:
         click.echo(json.dumps(table.set_index("run").to_dict()))

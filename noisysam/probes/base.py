@@ -29,7 +29,7 @@ from noisysam.evaluate import Evaluator
 from noisysam.loader import PLAIN_ROWS, Loader
 from noisysam.methods import Facts, Method
 from noisysam.problem import Problem, prepare
-from noisysam.records import PROBE_SCHEMA, RunFolder, atomic, file_digest, read_json, write_json
+from noisysam.records import PROBE_SCHEMA, RunFolder, atomic, file_digest, find_run, read_json, write_json
 from noisysam.registry import Registry
 
 if TYPE_CHECKING:
@@ -128,17 +128,6 @@ class Subject:
         return self.outputs(each)
 
 
-def find(store: Path, key: str) -> RunFolder:
-    """The run whose key begins with ``key``; ``UserError`` where there is none, or more than one."""
-    keys = [path.parent.name for path in store.glob("*/record.json") if path.parent.name.startswith(key)]
-    if not keys:
-        raise UserError(f"no run {key!r} in {store}: `noisysam report STUDY` lists the keys of a study's runs")
-    if len(keys) > 1 and key not in keys:
-        shown = ", ".join(sorted(keys)[:3]) + ", ..." * (len(keys) > 3)
-        raise UserError(f"{key!r} is the beginning of {len(keys)} runs in {store}: {shown}; give more of it")
-    return RunFolder(store, key if key in keys else keys[0])
-
-
 def load(
     store: Path, key: str, data_dir: Path | None = None, device: str = "auto", plugin: Path | None = None
 ) -> Subject:
@@ -147,7 +136,7 @@ def load(
     ``UserError`` in one line: no such run, not finished, without weights, or its data or labels are not what they
     were.
     """
-    folder = find(store, key)
+    folder = find_run(store, key)
     record = _finished(folder)
     if "network" in record["digests"]:
         raise UserError(f"run {folder.key} trained a network of the caller's own: only configured ones can be probed")
@@ -190,7 +179,7 @@ def probe(
     ``options``: each probe takes those that it has; ``UserError`` where none of them has one. What was computed from
     the same weights with the same options is not computed again.
     """
-    folder = find(store, key)
+    folder = find_run(store, key)
     record = _finished(folder)
     weights = file_digest(folder.path / "weights.safetensors")
     subject: Subject | None = None

@@ -50,12 +50,14 @@ def _variants(plan: Sequence[Mapping[str, Any]]) -> list[str]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for cell, config in zip(plan, configs, strict=True):
         rows.setdefault(cell["row"], []).append(config)
-    variants = []
-    for cell, config in zip(plan, configs, strict=True):
-        same = rows[cell["row"]]
-        fields = [name for name in config if any(other.get(name) != config[name] for other in same)]
-        variants.append(", ".join(f"{name}={config[name]}" for name in fields))
-    return variants
+    differ = {
+        row: {name for name in set().union(*same) if any(c.get(name) != same[0].get(name) for c in same)}
+        for row, same in rows.items()
+    }
+    return [
+        ", ".join(f"{name}={value}" for name, value in config.items() if name in differ[cell["row"]])
+        for cell, config in zip(plan, configs, strict=True)
+    ]
 
 
 def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> Cell:
