@@ -131,8 +131,10 @@ def driver(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     options = ["--engine", "slurm", "--jobs", "2", "--slurm", "time=10"]
 
     def start() -> subprocess.Popen[str]:
+        heard = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background processes ignore it, and their own
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen([*command, *options], cwd=tmp_path, **pipes))
+        signal.signal(signal.SIGINT, heard)
         return started[-1]
 
     yield start
@@ -193,7 +195,7 @@ def test_a_study_with_a_failure_and_a_requeue(
 
 def test_the_driver_is_stopped(cluster: None, tmp_path: Path, driver: Callable[[], subprocess.Popen[str]]) -> None:
     """Ctrl-C leaves the array at work and says how it is stopped; the same command waits for it."""
-    (sgd,) = plan(tmp_path, 300, SGD)
+    (sgd,) = plan(tmp_path, 100, SGD)
     first = driver()
     until(lambda: epochs(tmp_path, sgd) >= 2)
     job = job_of(tmp_path, sgd)
@@ -207,7 +209,7 @@ def test_the_driver_is_stopped(cluster: None, tmp_path: Path, driver: Callable[[
     assert second.returncode == 0, err
     assert "noisysam report one" in out
     assert is_whole(tmp_path, sgd)
-    assert epochs(tmp_path, sgd) == 300
+    assert epochs(tmp_path, sgd) == 100
 
 
 def test_a_job_that_is_lost(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
