@@ -260,6 +260,14 @@ def test_nts_is_bootstrap_with_the_selected_teacher(
     assert nts.key != bootstrap.key
 
 
+def test_any_epoch_may_be_the_teacher(digits: Callable[..., RunConfig], tiny: Dataset, tmp_path: Path) -> None:
+    small: dict[str, Any] = {"train_subset": None, "val_fraction": 0.25, "epochs": 12, "noise": 0.25}
+    run = fit(digits(method="nts", eval_every=12, **small), dataset=tiny, store=tmp_path)
+    lines = RunFolder(tmp_path, run.key).epochs
+    measured = [(line["stage"], line["epoch"]) for line in lines if line["val_accuracy"] is not None]
+    assert measured == [(0, epoch) for epoch in range(12)] + [(1, epoch) for epoch in range(2, 12)]
+
+
 def test_nts_needs_a_validation_split() -> None:
     with pytest.raises(UserError, match="--val-fraction"):
         validate({"method": "nts", "val_fraction": 0.0})

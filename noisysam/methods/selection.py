@@ -1,13 +1,13 @@
 """Two networks that choose each other's rows, and the noisy teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from noisysam.methods.base import METHODS, Method, Options
+from noisysam.methods.base import METHODS, Method, Options, Stage, Study
 from noisysam.methods.bootstrap import Bootstrap, BootstrapOptions
 from noisysam.methods.coteaching import CoTeaching, CoTeachingOptions
 from noisysam.objective import Task
@@ -138,7 +138,7 @@ class NTSOptions(BootstrapOptions):
     teacher: Literal["last", "selected"] = Field("selected", description="the epoch that relabels (published selected)")
 
 
-@METHODS.register("nts", source="arXiv 2012.04193 (AAAI 2021), noisy teacher and student")
+@METHODS.register("nts", source="arXiv 2012.04193 (AAAI 2021), noisy teacher and student", revision=2)
 class NTS(Bootstrap):
     """NTS: train, relabel by the epoch that is best on noisy validation labels, train a student from scratch.
 
@@ -148,6 +148,10 @@ class NTS(Bootstrap):
     """
 
     Options = NTSOptions
+
+    def stages(self, study: Study) -> Iterator[Stage]:
+        yield Stage(settings={"eval_every": 1})  # any epoch may be the teacher, however seldom the run is evaluated
+        yield Stage(labels=study.predict(self.options.teacher).argmax(1))
 
 
 def differing(logits: Sequence[Tensor]) -> Tensor:
