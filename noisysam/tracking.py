@@ -1,4 +1,4 @@
-"""Runs in MLflow: what a run's folder holds, sent to a tracking store. The one module that imports mlflow.
+"""Runs in MLflow: what a run's folder holds, sent to a tracking store. This module and ``ui`` alone import mlflow.
 
 The folder is the truth and the store a copy of it. Each sending first asks the store what it has, so a sending that
 was cut off, at whatever point, is completed and nothing is stored twice.
