@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from noisysam import metrics
+from noisysam import metrics, models
 from noisysam.augment import normalise
 from noisysam.loader import PLAIN_ROWS, Loader
 from noisysam.problem import Problem
@@ -105,7 +105,7 @@ class Evaluator:
     def _compiled(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """The network in compiled form. It takes rows in one number alone: a smaller part is filled up with zeros."""
         if module not in self.compiled:
-            self.compiled[module] = torch.compile(module, dynamic=False)
+            self.compiled[module] = models.compiled(module)
         forward = self.compiled[module]
         return lambda x: forward(F.pad(x, (0, 0, 0, 0, 0, 0, 0, PLAIN_ROWS - len(x))))[: len(x)]
 

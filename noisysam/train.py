@@ -290,7 +290,7 @@ class Training:
                 raise UserError("this method or optimizer needs a network with features() and head")
             forward = WithFeatures(module)
         if self.resolved["compile"]:
-            forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
+            forward = models.compiled(forward)  # type: ignore[assignment]
         net = Net(module, self.resolved["precision"], self.config.bn, forward)
         net.statistics.average = self.ranks.average
         return net
@@ -326,7 +326,7 @@ class Training:
     # an epoch
 
     def _epoch(self, epoch: int, stage: Stage) -> None:
-        """Train, measure, write down, checkpoint, send: in this order."""
+        """Train, measure, checkpoint, write down, send: in this order, so that nothing is told that is done again."""
         clock = Clock(self.device)
         line: dict[str, Any] = {"stage": self.stage, "epoch": epoch, "time": time.time()}
         line |= self._train(epoch, stage)
@@ -339,16 +339,17 @@ class Training:
         line["eval_seconds"] = clock.lap()
         line["compile_seconds"] = clock.compiling
         self.lines.append(line)
-        if self.ranks.first:
-            self.folder.write_epochs(self.lines)
-        # before the checkpoint, so that a second start diverges again instead of going on from here
+        # without a checkpoint, so that a second start diverges again instead of going on from here
         if line["skipped_steps"] == line["steps"] or not math.isfinite(line.get("test_nll", 0.0)):
+            if self.ranks.first:
+                self.folder.write_epochs(self.lines)
             raise RunFailed(f"diverged in epoch {epoch + 1}: not finite; lower --lr or --rho, or give --clip")
         self.ranks.same(self._tensors())
         if self.ranks.first:
             if self.config.snapshots and (epoch + 1) % self.config.snapshots == 0:
                 self.folder.write_weights(self._evaluated(), self.stage, epoch)
             checkpoint.save(self.folder.path, self._state(epoch))
+            self.folder.write_epochs(self.lines)
         if self.tracker is not None:
             self.tracker.sync()
         line["log_seconds"] = clock.lap()

@@ -10,7 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from noisysam.errors import UserError
-from noisysam.models import MODELS, NORMS, Architecture, BasicBlock, BatchNorm, PadShortcut, PreActBlock, build
+from noisysam.models import (
+    MODELS,
+    NORMS,
+    Architecture,
+    BasicBlock,
+    BatchNorm,
+    PadShortcut,
+    PreActBlock,
+    build,
+    compiled,
+)
 from noisysam.registry import summary
 
 PINNED = {
@@ -290,8 +300,8 @@ def test_bf16_autocast_and_whole_graph_compilation(name: str) -> None:
         low = network(x)
     assert low.dtype == torch.bfloat16
     assert torch.allclose(low.float(), network(x), atol=0.1)
-    compiled = torch.compile(network, backend="eager", fullgraph=True)
-    assert torch.allclose(compiled(x), network(x), atol=1e-5)
+    whole = torch.compile(network, backend="eager", fullgraph=True)
+    assert torch.allclose(whole(x), network(x), atol=1e-5)
 
 
 SMALLEST = {
@@ -307,10 +317,10 @@ def test_compiled_for_a_cpu_a_network_computes_the_same(name: str) -> None:
     torch.manual_seed(0)
     plain = SMALLEST[name](10, 3, lambda count: count, "batch").to(memory_format=torch.channels_last)
     other = copy.deepcopy(plain)
-    compiled = torch.compile(other, dynamic=False)
+    fast = compiled(other)
     x = (3 + 2 * torch.randn(16, 3, 8, 8)).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (16,))
-    for network, forward in ((plain, plain), (other, compiled)):
+    for network, forward in ((plain, plain), (other, fast)):
         F.cross_entropy(forward(x), labels).backward()
         network.eval()
     for (place, p), q in zip(plain.named_parameters(), other.parameters(), strict=True):
@@ -319,4 +329,4 @@ def test_compiled_for_a_cpu_a_network_computes_the_same(name: str) -> None:
     for (place, b), c in zip(plain.named_buffers(), other.buffers(), strict=True):
         assert torch.allclose(b, c, atol=1e-5), place
     with torch.no_grad():
-        assert torch.allclose(plain(x), compiled(x), atol=1e-5)
+        assert torch.allclose(plain(x), fast(x), atol=1e-5)

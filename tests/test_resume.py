@@ -4,6 +4,7 @@
 """
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
@@ -354,6 +355,35 @@ def test_interrupted_record(stopped: tuple[Path, dict[str, Any]]) -> None:
     assert record["error"] is None
     assert record["results"] == {}
     assert record["cost"]["steps"] == sum(int(line["steps"]) for line in wanted["epochs"][:3])
+
+
+def test_an_epoch_without_a_checkpoint_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is trained again, in another time: nobody may have heard of it when the disk fills in its checkpoint."""
+    save = checkpoint.save
+
+    def full(folder: Path, state: dict[str, Any]) -> None:
+        if state["epoch"] == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(folder, state)
+
+    class Listener:
+        heard = 0
+
+        def __init__(self, folder: RunFolder) -> None:
+            self.folder = folder
+
+        def sync(self, final: bool = False) -> bool:
+            Listener.heard = len(self.folder.epochs)
+            return True
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    config = validate({name.replace("-", "_"): value for name, value in SMALL.items()} | {"epochs": 4})
+    with pytest.raises(OSError, match="No space left"):
+        fit(config, store=tmp_path, tracker=Listener)
+    assert (status_of(tmp_path), Listener.heard) == ("interrupted", 2)
+    monkeypatch.undo()
+    fit(config, store=tmp_path, tracker=Listener)
+    assert (status_of(tmp_path), Listener.heard) == ("finished", 4)
 
 
 def test_a_diverging_run_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

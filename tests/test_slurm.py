@@ -58,6 +58,7 @@ base: {{dataset: digits, model: resnet8, width: 0.25, epochs: {epochs}, train_su
 rows:
 {rows}
 """
+EPOCHS = 400  # many more than a requeued job trains before KillWait ends it
 SGD, SAM, BAD = "  SGD: {opt: sgd}", "  SAM: {opt: sam}", "  Bad: {opt: sgd, lr: 1.0e+30}"
 
 
@@ -174,7 +175,7 @@ def test_a_study_with_a_failure_and_a_requeue(
 ) -> None:
     """An array; one cell diverges, one is requeued on its way and resumes to the same bits. Scripts and logs stay only
     for what failed."""
-    bad, sam = plan(tmp_path, 60, BAD, SAM)
+    bad, sam = plan(tmp_path, EPOCHS, BAD, SAM)
     process = driver()
     until(lambda: epochs(tmp_path, sam) >= 4)
     job = job_of(tmp_path, sam)
@@ -188,7 +189,7 @@ def test_a_study_with_a_failure_and_a_requeue(
     assert (sweep.state(bad, tmp_path / "runs"), sweep.state(sam, tmp_path / "runs")) == ("failed", "finished")
     assert "Restarts=1" in told("scontrol", "show", "job", job)
     assert is_whole(tmp_path, sam)
-    assert epochs(tmp_path, sam) == 60
+    assert epochs(tmp_path, sam) == EPOCHS
     left = {path.name.partition("_")[2][:2] for path in (tmp_path / "runs" / "slurm").iterdir()}
     assert left == {"1_", "su"}, "the failed job's, which was the shorter and so the second, and the array's script"
 

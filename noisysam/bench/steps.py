@@ -101,7 +101,7 @@ def stepper(network: Network, batch: int, name: str, options: dict[str, Any]) ->
     module = models.build(network.model, 10, width=network.width).to(device)
     forward: Any = WithFeatures(module) if "features" in member.needs else module
     if network.compile:
-        forward = torch.compile(forward, dynamic=False)
+        forward = models.compiled(forward)
     net = Net(module, precision, forward=forward)  # type: ignore[arg-type]
     optimizer = member(net.named, lr=0.01, momentum=0.9, nesterov=True, **options)
     optimizer.on_epoch(AFTER_WARMUP, 2 * AFTER_WARMUP, batch)
