@@ -33,6 +33,7 @@ once.register_autograd(lambda context, gradient: once(gradient))
 
 
 LANES = 32  # bfloat16 numbers in a vector of a CPU
+COMPILED_FORMS = 1000  # shapes and the like, in a process; past torch's own limit of 8 the rest stays uncompiled
 
 
 def compiled(module: nn.Module) -> Callable[[Tensor], Any]:
@@ -42,6 +43,9 @@ def compiled(module: nn.Module) -> Callable[[Tensor], Any]:
     then waits at each pixel for the one before, which it need not: such networks get memory of their own for results
     (a tenth of a step of ResNet-32).
     """
+    import torch._dynamo  # takes a second
+
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = COMPILED_FORMS
     narrow = any(isinstance(m, nn.Conv2d) and m.out_channels < LANES for m in module.modules())
     on_cpu = next(module.parameters()).device.type == "cpu"
     options: dict[str, Any] | None = {"inplace_buffers": False} if narrow and on_cpu else None

@@ -3,6 +3,8 @@
 import copy
 import math
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -302,6 +304,22 @@ def test_bf16_autocast_and_whole_graph_compilation(name: str) -> None:
     assert torch.allclose(low.float(), network(x), atol=0.1)
     whole = torch.compile(network, backend="eager", fullgraph=True)
     assert torch.allclose(whole(x), network(x), atol=1e-5)
+
+
+def test_every_form_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many a run has, past torch's own limit: a run that resumes late compiles the last ones too."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic, options: real(module, dynamic=dynamic, backend=count))
+    forward = compiled(build("resnet8", 10, width=0.25).eval())
+    for rows in range(2, 14):
+        forward(torch.rand(rows, 3, 8, 8))
+    assert len(graphs) == 12
 
 
 SMALLEST = {
