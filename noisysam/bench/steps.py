@@ -1,8 +1,8 @@
 """Time of every optimizer's step over SGD's, on one network and batch, in one process with one thread.
 
-Each round takes a step of every optimizer in turn, or a period of steps where they differ (LookSAM). Members perturb
-the whole batch (m = batch) unless the case says otherwise, and are past their warm-up. A method that plans would add a
-forward where a step does not begin at w (msam, extrap-sgd, sam-random).
+Each round takes some steps of every optimizer in turn, so that most follow their like as in a run, or periods of steps
+where they differ (LookSAM). Members perturb the whole batch (m = batch) unless the case says otherwise, and are past
+their warm-up. A method that plans would add a forward where a step does not begin at w (msam, extrap-sgd, sam-random).
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SOME = ("sgd", "sam", "sam m=32", "sam-on", "esam", "esam mask=tensor", "mesa")
 AFTER_WARMUP = 100  # epoch
-ROUNDS = 20
+ROUNDS = 10
+TURN = 3  # steps, or periods of them, that a case takes in its turn
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def step_times(network: Network, batch: int, rounds: int) -> dict[str, list[floa
 
 
 def stepper(network: Network, batch: int, name: str, options: dict[str, Any]) -> Callable[[], float]:
-    """A function that takes a step, or a period of them, on a network of its own; returns the seconds a step."""
+    """A function that takes a turn of steps, on a network of its own; returns the seconds a step."""
     device = hardware.resolve_device("auto")
     precision = "bf16" if hardware.native_bf16(device) else "fp32"
     generator = torch.Generator().manual_seed(0)
@@ -111,9 +112,9 @@ def stepper(network: Network, batch: int, name: str, options: dict[str, Any]) ->
         return torch.nn.functional.cross_entropy(logits, task.labels, reduction="none")
 
     def steps() -> None:
-        for _ in range(period):
+        for _ in range(TURN * period):
             net.statistics.begin()
             optimizer.step(Objective(net, Task(0, inputs, labels, index), loss))
             net.statistics.commit(optimizer.found_inf)
 
-    return lambda: seconds(steps, device) / period
+    return lambda: seconds(steps, device) / (TURN * period)
