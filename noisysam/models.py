@@ -40,8 +40,8 @@ def compiled(module: nn.Module) -> Callable[[Tensor], Any]:
     """``module`` compiled for inputs of fixed shapes, each new shape anew.
 
     On a CPU the pixels of a layer with few channels fill half a vector or less. A kernel that writes into what it reads
-    then waits at each pixel for the one before, which it need not: such networks get memory of their own for results
-    (a tenth of a step of ResNet-32).
+    then takes up to three times as long (most likely each load waits for the store before it, whose vector reaches over
+    it): such networks get memory of their own for results, which saves a tenth of a step of ResNet-32.
     """
     import torch._dynamo  # takes a second
 
