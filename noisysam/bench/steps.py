@@ -21,6 +21,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "esam mask=tensor": ("esam", {"mask": "tensor"}),
 }
 SOME = ("sgd", "sam", "sam m=32", "sam-on", "esam", "esam mask=tensor", "mesa")
+CHEAP = (*SOME, "looksam", "saf", "msam", "extrap-sgd")  # and the others that promise to cost less than SAM
 AFTER_WARMUP = 100  # epoch
 ROUNDS = 10
 TURN = 3  # steps, or periods of them, that a case takes in its turn
@@ -43,6 +44,7 @@ class Network:
 
 
 NETWORKS = (
+    Network("resnet8", width=2, only=CHEAP),  # of the studies in experiments/cpu-small*.yaml
     Network("resnet20"),
     Network("resnet32", compile=True, only=SOME),
     Network("resnet18", compile=True, only=SOME),
