@@ -114,6 +114,14 @@ def test_means_and_spreads(store: Path, measure: str) -> None:
     assert json.loads(json.dumps(list(table.values()))) == list(table.values())
 
 
+def test_the_figure_names_its_bars_where_there_are_any(store: Path, tmp_path: Path) -> None:
+    said = "noise rate; ± standard deviation over seeds."
+    assert said in (report(store, "toy", tmp_path / "out").folder / "report.md").read_text()
+    plan = json.loads(study_path(store, "toy").read_text())
+    write_json(study_path(store, "toy"), {**plan, "cells": [c for c in plan["cells"] if c["seed"] == 0]})
+    assert said not in (report(store, "toy", tmp_path / "one").folder / "report.md").read_text()
+
+
 def test_main_table_as_printed(store: Path, tmp_path: Path) -> None:
     text = (report(store, "toy", tmp_path / "out").folder / "report.md").read_text()
     main = text.split("## Test accuracy at the last epoch (%)")[1].split("##")[0]

@@ -54,11 +54,8 @@ def report(store: Path, study: str, target: Path) -> Report:
     costs = Section("Rows", tables=[Table("rows", tables.row_table(cells))])
     verdicts = _verdicts(plan, cells)
     epochs = {cell["key"]: RunFolder(store, cell["key"]).epochs for cell in finished(cells)}
-    shape = [
-        Figure(
-            "accuracy", "Test accuracy at the last epoch against the noise rate.", figures.accuracy(summaries["last"])
-        )
-    ]
+    caption = f"Test accuracy at the last epoch against the noise rate{_shade(summaries['last'])}."
+    shape = [Figure("accuracy", caption, figures.accuracy(summaries["last"]))]
     document = Document(
         title=f"Study {study}",
         facts=_facts(cells, study, plan),
@@ -132,6 +129,11 @@ def _spread(summaries: Sequence[Summary]) -> str:
     said += ["one seed: no spread"] if 1 in numbers else []
     said += ["two seeds: descriptive only"] if 2 in numbers else []
     return "; ".join(said)
+
+
+def _shade(summaries: Sequence[Summary]) -> str:
+    """What bars and bands of a figure show, where there are any."""
+    return "; ± standard deviation over seeds" if any(s["sd"] for s in summaries) else ""
 
 
 def _places(cells: Sequence[Cell]) -> dict[str, tuple[str, str]]:
@@ -240,9 +242,8 @@ def _radii(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]
         {name: [s for s in summaries if s["row"] in rows] for name, rows in sweeps.items()},
         lambda summary: radius[summary["row"]],
     )
-    return [
-        Section("Radius", figures=[Figure("radius", "Test accuracy at the last epoch against the radius.", drawing)])
-    ]
+    caption = f"Test accuracy at the last epoch against the radius{_shade(summaries)}."
+    return [Section("Radius", figures=[Figure("radius", caption, drawing)])]
 
 
 def _confusions(store: Path, cells: Sequence[Cell]) -> list[Section]:
