@@ -1,6 +1,7 @@
 """Augmentation: crops as slices, uniform draws, colour against colorsys, and no trace on global random state."""
 
 import colorsys
+from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
@@ -8,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisysam.augment import POLICIES, augment, crop_flip, distort_color, normalise, rand_augment
+from noisysam.augment import POLICIES, augment, crop_flip, distort_color, normalise, rand_augment, rand_operations
 from noisysam.errors import UserError
 
 
@@ -160,12 +162,50 @@ def test_distort_color_keeps_grey_grey() -> None:
     assert (out.amax(-1) - out.amin(-1)).max() <= 1
 
 
-def test_rand_augment_draws_each_sample_by_itself() -> None:
-    images = random_images(1, size=16).repeat(32, 1, 1, 1)
-    out = rand_augment(images, generator())
-    assert len({tuple(image.flatten().tolist()) for image in out}) > 8
+def outcomes(images: torch.Tensor) -> set[tuple[int, ...]]:
+    """The different images among (B, C, H, W)."""
+    return {tuple(image.flatten().tolist()) for image in images}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_operations_of_rand_augment_are_those_of_torchvision(channels: int) -> None:
+    from torchvision.transforms.v2 import RandAugment
+
+    image = random_images(1, size=12)[..., :channels].permute(0, 3, 1, 2) // 2 + 40
+    ours = outcomes(torch.cat([change(image) for pair in rand_operations(12, 12) for change in pair]))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        one = RandAugment(num_ops=1)
+        theirs = outcomes(torch.cat([one(image) for _ in range(1000)]))
+    assert ours == theirs
+    assert len(ours) > 18
+
+
+def test_rand_augment_draws_two_operations_for_each_sample() -> None:
+    n = 28 * 28 * 8
+    image = random_images(1, size=4)
+    changes = [change for pair in rand_operations(4, 4) for change in pair]
+    planes = image.permute(0, 3, 1, 2)
+    expected = Counter(tuple(second(first(planes)).flatten().tolist()) for first in changes for second in changes)
+    out = rand_augment(image.repeat(n, 1, 1, 1), generator()).permute(0, 3, 1, 2)
+    found = Counter(tuple(one.flatten().tolist()) for one in out)
+    assert set(found) <= set(expected)
+    frequent = [key for key, count in expected.items() if count > 3]
+    shares = [(found[key], 8 * expected[key]) for key in frequent]
+    statistic = sum((seen - due) ** 2 / due for seen, due in shares)
+    assert statistic < chi2.ppf(0.999, len(frequent))
     source = generator()
-    assert not torch.equal(rand_augment(images, source), rand_augment(images, source))
+    assert not torch.equal(*(rand_augment(random_images(32), source) for _ in range(2)))
+
+
+def test_rows_of_rand_augment_do_not_mix() -> None:
+    images = random_images(32, size=8)
+    together = rand_augment(images, generator())
+    marked = images.clone()
+    marked[5] = 255 - marked[5]
+    again = rand_augment(marked, generator())
+    others = [row for row in range(32) if row != 5]
+    assert torch.equal(together[others], again[others])
 
 
 def test_normalise_by_hand_and_in_channels_last() -> None:
