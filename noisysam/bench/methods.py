@@ -19,21 +19,29 @@ from noisysam.train import Training
 EPOCHS, LATE = 200, 150
 STEPS = 10  # of a plain epoch
 ROUNDS = 5
-QUICK = ("ce", "elr", "co-teaching", "dividemix")
+QUICK = ("ce", "elr", "co-teaching", "dividemix", "nts")
 
 
 def measure(settings: Settings) -> Findings:
     """A row for every registered method."""
     names = [name for name in METHODS if not settings.quick or name in QUICK]
     batch, model, width = (8, "resnet8", 0.25) if settings.quick else (BATCH, "resnet20", 1.0)
-    images = STEPS * batch
-    data = part_of(dataset(settings), images, batch)
-    common = {"model": model, "width": width, "batch": batch, "epochs": EPOCHS, "noise": 0.4, "compile": "off"}
+    images, validation = STEPS * batch, batch
+    data = part_of(dataset(settings), images + validation, batch)
+    common = {
+        "model": model,
+        "width": width,
+        "batch": batch,
+        "epochs": EPOCHS,
+        "noise": 0.4,
+        "compile": "off",
+        "val_fraction": validation / (images + validation),
+    }
     with tempfile.TemporaryDirectory() as folder:
         begun = {}
         for name in names:
             note(f"  {name}")
-            begun[name] = walked(validate({"method": name, "val_fraction": 0.0, **common}), data, Path(folder))
+            begun[name] = walked(validate({"method": name, **common}), data, Path(folder))
         epochs = {name: Late(run, stage) for name, (run, stage, _) in begun.items()}
         found = interleaved(epochs, settings.times(ROUNDS))
     rows: list[Row] = [
