@@ -74,7 +74,7 @@ def walked(config: RunConfig, data: Dataset, folder: Path) -> tuple[Training, St
     for number, stage in enumerate(run.method.stages(Study(run.predict))):
         run.stage, last = number, stage
         run._begin(stage)
-        run._train(0, stage)
+        run._epoch(0, stage)
         lengths.append(run.settings.epochs)
     return run, last, lengths
 
