@@ -17,6 +17,7 @@ from pathlib import Path
 
 from noisysam import study
 from noisysam.bench import measure
+from noisysam.errors import UserError
 from noisysam.study import Cell
 
 STUDY = """\
@@ -113,4 +114,7 @@ def study_is_done(store: Path, cell: Cell) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"ray_overhead: {error}") from None
