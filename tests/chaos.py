@@ -344,8 +344,9 @@ def check(chaos: Chaos, plain: Path) -> list[str]:
 
 def unequal(one: Path, other: Path) -> Iterator[str]:
     """In what two folders of one run differ, but for times."""
-    if not (one / "record.json").exists() or timeless(one) != timeless(other):
-        yield "its record differs"
+    got, wanted = [timeless(folder) if (folder / "record.json").exists() else {} for folder in (one, other)]
+    if fields := [name for name in wanted | got if got.get(name) != wanted.get(name)]:
+        yield f"its record differs in {', '.join(fields)}"
     for name in ("weights.safetensors", "confusion.csv"):
         if not (one / name).exists() or (one / name).read_bytes() != (other / name).read_bytes():
             yield f"its {name} differs"
