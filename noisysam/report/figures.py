@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from noisysam.report.tables import OWN_RATE, Cell, Summary, column_name, finished
 
@@ -135,11 +135,16 @@ def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Figure:
         panel.plot(
             [x for x, _, _ in front], [y for _, y, _ in front], drawstyle="steps-post", color=COLOURS[1], linewidth=1
         )
+        middle = math.sqrt(points[0][0] * points[-1][0]) if points else 0.0
         for x, y, row in [(x, -y, row) for x, y, row in points] if len(points) <= NAMED else front:
-            panel.annotate(literal(row), (x, y), xytext=(4, 4), textcoords="offset points", fontsize="small")
+            side, shift = ("left", 4) if x <= middle else ("right", -4)  # names stay within the panel
+            panel.annotate(
+                literal(row), (x, y), xytext=(shift, 4), textcoords="offset points", fontsize="small", ha=side
+            )
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
         panel.xaxis.set_major_formatter(ScalarFormatter())
-        panel.xaxis.set_minor_formatter(ScalarFormatter())
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.set_title(literal(column), fontsize="small")
         panel.set_xlabel("gradient evaluations per training image")
         panel.margins(x=0.25, y=0.15)
