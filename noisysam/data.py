@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from noisysam.errors import UserError
 from noisysam.registry import Registry
+
+if TYPE_CHECKING:  # noise models and reports do without torch, whose import takes a second
+    from torch import Tensor
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer before the network counts as dead
@@ -59,10 +60,10 @@ class Dataset:
     """Images and clean labels of one data set, on the CPU."""
 
     name: str  # "cifar10", "cifar100", "digits" or "npz:<file name>"
-    train_images: Tensor  # uint8 (n, H, W, C)
-    train_labels: Tensor  # int64 (n,), clean
-    test_images: Tensor
-    test_labels: Tensor
+    train_images: "Tensor"  # uint8 (n, H, W, C)
+    train_labels: "Tensor"  # int64 (n,), clean
+    test_images: "Tensor"
+    test_labels: "Tensor"
     class_names: tuple[str, ...]
     pad: int  # crop padding of the standard augmentation, in pixels
     flip: bool  # whether a mirror image keeps its class
@@ -85,6 +86,8 @@ class Dataset:
 
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel over the training images, pixels scaled to 0..1."""
+        import torch
+
         levels = torch.arange(256, dtype=torch.float64) / 255
         means, stds = [], []
         for channel in self.train_images.unbind(-1):
@@ -274,6 +277,8 @@ def _checked(
         absent = int(gaps[0]) if len(gaps) else len(present)
         raise UserError(f"{where}: train_labels hold no sample of class {absent}, of {classes} classes")
     test_labels = checked_labels(arrays["test_labels"], f"{where}: test_labels", len(test), classes)
+
+    import torch
 
     return Dataset(
         name,

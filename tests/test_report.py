@@ -30,7 +30,16 @@ def key(row: str, noise: float, seed: int) -> str:
 
 def make_config(row: str, noise: float, seed: int) -> dict[str, Any]:
     common = {"dataset": "cifar10", "noise_type": "symmetric", "noise": noise, "seed": seed, "noise_seed": seed}
-    return {**common, "batch": 128, "lr": 0.1, "sam_m": None, "rho": None, **ROWS[row]}
+    steps = {
+        "base_opt": "sgd",
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 5e-4,
+        "schedule": "cosine",
+        "warmup": 2,
+    }
+    recipe = {"augment": "standard", "noise_draw": "exact", "batch": 128, "lr": 0.1, "sam_m": None, "rho": None}
+    return {**common, **steps, **recipe, **ROWS[row]}
 
 
 def make_record(row: str, noise: float, seed: int) -> dict[str, Any]:
@@ -50,7 +59,7 @@ def make_record(row: str, noise: float, seed: int) -> dict[str, Any]:
             "digest": f"{round(10 * noise)}{seed}" * 32,
             "matrix": [[1 - noise, noise], [noise, 1 - noise]],
         },
-        "data": {"train": 100},
+        "data": {"train": 100, "val": 10, "test": 50},
         "model": {"name": "resnet32", "parameters": 464154},
         "environment": {"commit": "abc1234"},
         "started": f"2026-11-2{seed + 1}T18:00:00+00:00",
@@ -153,6 +162,12 @@ def test_report_says_what_was_run(store: Path, tmp_path: Path) -> None:
         "fp32",
         "resnet32 (464,154 parameters)",
         "- Seeds: 0, 1, 2\n",
+        "- Validation images: 10, with noisy labels\n",
+        "- Test images: 50, with clean labels\n",
+        "- Augmentation: standard\n",
+        "- Momentum: 0.9 (Nesterov)\n",
+        "- Weight decay: 0.0005\n",
+        "- symmetric, exact draw: Selected samples get a label uniform over all K classes: the true flip rate",
         "16 finished, 1 failed, 1 missing",
         f"{seconds / 3600:.2f} hours",
         "two seeds: descriptive only",

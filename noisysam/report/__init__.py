@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 
 from noisysam.errors import UserError
+from noisysam.noise import NOISE
 from noisysam.records import RunFolder, load_study
+from noisysam.registry import summary
 from noisysam.report import claims, figures, probes, published, robust, tables
 from noisysam.report.document import Document, Figure, Section, Table, section_markdown, write_text
 from noisysam.report.tables import WHOLE, Cell, Summary, finished, joined, read_cells, summary_table
@@ -100,10 +102,21 @@ def _facts(cells: Sequence[Cell], study: str, plan: dict[str, Any]) -> list[tupl
         ("Threads", joined(cell["threads"] for cell in done)),
         ("Data", joined(cell["dataset"] for cell in done)),
         ("Training images", joined(cell["train"] for cell in done)),
+        ("Validation images", f"{joined(cell['val'] for cell in done)}, with noisy labels"),
+        ("Test images", f"{joined(cell['test'] for cell in done)}, with clean labels"),
+        ("Augmentation", joined(cell["augment"] for cell in done)),
         ("Model", ", ".join(models)),
         ("Batch", joined(cell["batch"] for cell in done)),
         ("Epochs", joined(cell["epochs"] for cell in done)),
         ("Learning rate", joined(cell["lr"] for cell in done)),
+        ("Schedule", joined(cell["schedule"] for cell in done)),
+        ("Warm-up epochs", joined(cell["warmup"] for cell in done)),
+        ("Steps by", joined(cell["base_opt"] for cell in done)),
+        (
+            "Momentum",
+            joined(f"{cell['momentum']} (Nesterov)" if cell["nesterov"] else cell["momentum"] for cell in done),
+        ),
+        ("Weight decay", joined(cell["weight_decay"] for cell in done)),
         ("Evaluated", f"every {joined(cell['eval_every'] for cell in done)} epochs, and each of the last ten"),
         ("Selection", "none in the main table, which is the last epoch; the other tables name their rule"),
         ("Knowledge", _knowledge(done)),
@@ -161,12 +174,19 @@ def _linked(name: str, summaries: Sequence[Summary], places: dict[str, tuple[str
 
 
 def _noise(cells: Sequence[Cell]) -> Section:
-    """Nominal and measured rates; the measured transition matrices of each noise's first label file."""
+    """What the noise is, nominal and measured rates; the measured transition matrices of each noise's first label
+    file."""
+    kinds = dict.fromkeys((str(c["noise_type"]).partition(":")[0], c["noise_draw"]) for c in finished(cells))
+    lines = [
+        f"{kind}, {draw} draw: {summary(NOISE[kind])} Source: {NOISE[kind].source}."
+        for kind, draw in kinds
+        if kind in NOISE
+    ]
     named = {tables.column_name(c): c["matrix"] for c in reversed(finished(cells)) if c["matrix"]}
     named = dict(list(reversed(named.items()))[:MATRICES])
     caption = "Measured share of the images of each class (rows) that carry each label (columns), in percent."
     drawn = [Figure("transitions", caption, figures.matrices(named, "label given", "class"))] if named else []
-    return Section("Noise", tables=[Table("noise", tables.noise_table(cells))], figures=drawn)
+    return Section("Noise", lines=lines, tables=[Table("noise", tables.noise_table(cells))], figures=drawn)
 
 
 def _verdicts(plan: dict[str, Any], cells: Sequence[Cell]) -> list[Section]:

@@ -16,6 +16,10 @@ Summary = dict[str, Any]  # one field of a table: row, column, mean and standard
 
 OWN_RATE = ("human", "file")  # noise types that bring their own rate
 LEVEL = 0.95  # of intervals
+RECIPE = (  # settings that a report prints, and that `results.csv` has
+    "dataset", "augment", "noise_draw", "base_opt", "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup",
+    "batch", "epochs", "eval_every",
+)  # fmt: skip
 WHOLE = ("variant", "revisions", "method_options", "matrix")  # of a cell: what is no single figure
 
 
@@ -81,11 +85,11 @@ def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> C
         "method": config.get("method"),
         "opt": config.get("opt"),
         "method_options": record.get("method_options", {}),
-        "train": record.get("data", {}).get("train"),
+        **{name: record.get("data", {}).get(name) for name in ("train", "val", "test")},
         "matrix": noise.get("matrix"),
         "model": model.get("name"),
         "parameters": model.get("parameters"),
-        **{name: config.get(name) for name in ("dataset", "batch", "epochs", "lr", "eval_every")},
+        **{name: config.get(name) for name in RECIPE},
         **{name: resolved.get(name) for name in ("precision", "device_name", "threads")},
         "commit": record.get("environment", {}).get("commit"),
         "started": record.get("started"),
