@@ -112,10 +112,7 @@ def _facts(cells: Sequence[Cell], study: str, plan: dict[str, Any]) -> list[tupl
         ("Schedule", joined(cell["schedule"] for cell in done)),
         ("Warm-up epochs", joined(cell["warmup"] for cell in done)),
         ("Steps by", joined(cell["base_opt"] for cell in done)),
-        (
-            "Momentum",
-            joined(f"{cell['momentum']} (Nesterov)" if cell["nesterov"] else cell["momentum"] for cell in done),
-        ),
+        ("Momentum", joined(map(_momentum, done))),
         ("Weight decay", joined(cell["weight_decay"] for cell in done)),
         ("Evaluated", f"every {joined(cell['eval_every'] for cell in done)} epochs, and each of the last ten"),
         ("Selection", "none in the main table, which is the last epoch; the other tables name their rule"),
@@ -128,6 +125,10 @@ def _facts(cells: Sequence[Cell], study: str, plan: dict[str, Any]) -> list[tupl
         ("Training", f"{sum(cell['train_seconds'] for cell in done) / 3600:.2f} hours in all"),
         ("Spread", _spread(summary_table(cells))),
     ]
+
+
+def _momentum(cell: Cell) -> str:
+    return f"{cell['momentum']}" + " (Nesterov)" * (cell["nesterov"] is True and cell["base_opt"] == "sgd")
 
 
 def _knowledge(cells: Sequence[Cell]) -> str:
