@@ -298,6 +298,28 @@ def test_a_study_without_results_is_refused(store: Path, tmp_path: Path) -> None
         report(store, "toy", tmp_path)
 
 
+def test_learning_curves_are_means_with_bands_of_a_standard_deviation(store: Path) -> None:
+    cells = [cell for cell in read_cells(store, "toy") if (cell["row"], cell["noise"]) == ("sgd", 0.2)]
+    found = {cell["key"]: [0.1 * (cell["seed"] + 1) ** (epoch + 1) for epoch in range(3)] for cell in cells}
+    lines = {
+        key: [{"stage": 0, "epoch": epoch, "test_accuracy": value} for epoch, value in enumerate(values)]
+        for key, values in found.items()
+    }
+    ((_, figure),) = figures.curves(cells, lines)
+    panel, other = figure.axes[0], figure.axes[1]
+    expected, sd = 100 * np.mean([*found.values()], axis=0), 100 * np.std([*found.values()], axis=0, ddof=1)
+    assert list(panel.lines[0].get_xdata()) == [1, 2, 3]
+    assert list(panel.lines[0].get_ydata()) == pytest.approx(expected)
+    (band,) = panel.collections
+    for x in (1, 2, 3):
+        edges = [y for at, y in band.get_paths()[0].vertices if at == x]
+        assert (min(edges), max(edges)) == pytest.approx((expected[x - 1] - sd[x - 1], expected[x - 1] + sd[x - 1]))
+    assert not other.collections
+    assert not list(other.lines[0].get_xdata())  # what was not measured
+    ((_, single),) = figures.curves(cells[:1], lines)
+    assert not single.axes[0].collections
+
+
 def test_figure_shows_every_row_and_survives_many() -> None:
     for count, shown in ((5, 5), (20, 2)):  # lines of rows; beyond eight, a line of dots for each noise
         summaries = [

@@ -1,5 +1,6 @@
 """Reports: from a study's finished records to tables, figures and verdicts. The same records give the same bytes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,9 +242,10 @@ def _robust(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section
 
 def _curves(cells: Sequence[Cell], epochs: figures.Curves) -> Section:
     drawn = figures.curves(cells, epochs)
+    bands = ", bands of one standard deviation" if max(Counter(map(_place, finished(cells))).values()) > 1 else ""
     caption = (
-        "Means over seeds, last stage: test accuracy, wrong labels learnt and seen through, and how well the loss tells"
-        " them from right ones."
+        f"Means over seeds{bands}, last stage: test accuracy, wrong labels learnt and seen through, and how well the"
+        " loss tells them from right ones."
     )
     return Section("Learning curves", figures=[Figure(name, caption, drawing) for name, drawing in drawn])
 

@@ -76,9 +76,9 @@ MEASURED = {
 
 
 def curves(cells: Sequence[Cell], epochs: Curves) -> list[tuple[str, Figure]]:
-    """Learning curves, means over seeds: test accuracy, memorisation, recovery and detection over the epochs of the
-    last stage, a line of panels for each noise. More rows than one panel can show are parted, with the first row as the
-    reference in each part; each part has its name."""
+    """Learning curves, means over seeds with bands of one standard deviation: test accuracy, memorisation, recovery and
+    detection over the epochs of the last stage, a line of panels for each noise. More rows than one panel can show are
+    parted, with the first row as the reference in each part; each part has its name."""
     rows = list(dict.fromkeys(cell["row"] for cell in finished(cells)))
     parts = [rows]
     if len(rows) > TOGETHER:
@@ -94,10 +94,13 @@ def _curves(cells: Sequence[Cell], epochs: Curves, rows: Sequence[str]) -> Figur
     for panel, (column, (measure, name)) in zip(panels, itertools.product(columns, MEASURED.items()), strict=True):
         for style, row in enumerate(rows):
             runs = [epochs[c["key"]] for c in done if c["row"] == row and column_name(c) == column]
-            mean = _mean_over_runs(runs, measure)
+            measured = _by_epoch(runs, measure)
             scale = 1 if measure == "auroc" else 100
-            x, y = [epoch + 1 for epoch in mean], [scale * value for value in mean.values()]
+            x, y = [epoch + 1 for epoch in measured], np.array([scale * np.mean(v) for v in measured.values()])
+            sd = np.array([scale * np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in measured.values()])
             panel.plot(x, y, label=literal(row), **line_style(style, marker=len(x) < 3))
+            if sd.any():
+                panel.fill_between(x, y - sd, y + sd, color=COLOURS[style % TOGETHER], alpha=0.15, linewidth=0)
         panel.set_title(f"{literal(column)}: {name}", fontsize="small")
         if column == columns[-1]:
             panel.set_xlabel("epoch")
@@ -105,8 +108,8 @@ def _curves(cells: Sequence[Cell], epochs: Curves, rows: Sequence[str]) -> Figur
     return figure
 
 
-def _mean_over_runs(runs: Sequence[Sequence[Mapping[str, float | None]]], measure: str) -> dict[int, float]:
-    """Epoch -> mean over the runs that measured it in their last stage; nothing where a value is not finite."""
+def _by_epoch(runs: Sequence[Sequence[Mapping[str, float | None]]], measure: str) -> dict[int, list[float]]:
+    """Epoch -> the values of the runs that measured it in their last stage, those that are finite."""
     values: dict[int, list[float]] = {}
     for lines in runs:
         last = max((line["stage"] or 0 for line in lines), default=0)
@@ -114,7 +117,7 @@ def _mean_over_runs(runs: Sequence[Sequence[Mapping[str, float | None]]], measur
             value = line.get(measure)
             if line["stage"] == last and value is not None and math.isfinite(value):
                 values.setdefault(int(line["epoch"] or 0), []).append(value)
-    return {epoch: math.fsum(found) / len(found) for epoch, found in sorted(values.items())}
+    return dict(sorted(values.items()))
 
 
 def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Figure:
