@@ -19,6 +19,7 @@ from noisysam.config import RunConfig
 from noisysam.data import Dataset
 from noisysam.engines import Engine, Job, Outcome
 from noisysam.errors import RunFailed, UserError
+from noisysam.hardware import resolve_device, resolve_precision
 from noisysam.records import RECORD_SCHEMA, RunFolder
 from noisysam.study import Cell
 
@@ -74,6 +75,18 @@ def _matches(value: Any, text: str) -> bool:
 # how they stand
 
 HEAD = re.compile(rb'\{\s*"schema": (\d+),\s*"key": "\w+",\s*"status": "(\w+)"')
+
+
+def check_precision(cells: Iterable[Cell]) -> None:
+    """``UserError`` where cells would be trained in several precisions, as ``auto`` does with small radii: no table
+    would take them together. Cells whose device is not on this machine are not looked at."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        with suppress(UserError):
+            found.setdefault(resolve_precision(cell.config, resolve_device(cell.config.device)), cell)
+    if len(found) > 1:
+        named = ", ".join(f"{precision} ({cell.label})" for precision, cell in sorted(found.items()))
+        raise UserError(f"the study would mix precisions, which no report takes: {named}; set precision in its base")
 
 
 def state(cell: Cell, store: Path) -> str:

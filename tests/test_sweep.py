@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -127,6 +128,18 @@ def test_shards_part_a_study(epochs: list[int], n: int) -> None:
 
 
 # how they stand
+
+
+def test_a_study_that_would_mix_precisions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("noisysam.hardware.native_bf16", lambda device: True)
+    path = tmp_path / "radii.yaml"
+    base = {"dataset": "digits", "model": "resnet8", "epochs": 1, "opt": "sam"}
+    path.write_text(yaml.safe_dump({"base": base, "grid": {"rho": [0.02, 0.1]}, "rows": {"SAM": {}}}))
+    with pytest.raises(UserError, match=r"mix precisions.*bf16 \(SAM.*fp32 \(SAM.*set precision"):
+        sweep.check_precision(study.plan(path))
+    for settings in ({"precision": "bf16"}, {"device": "cuda:99"}):
+        path.write_text(yaml.safe_dump({"base": base | settings, "grid": {"rho": [0.02, 0.1]}, "rows": {"SAM": {}}}))
+        sweep.check_precision(study.plan(path))
 
 
 def test_states_of_records(cells: list[Cell], store: Path) -> None:

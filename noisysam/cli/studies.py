@@ -114,6 +114,7 @@ def sweep(
         _status(path.stem, sweeps.select(study.load(store, path.stem), only, shard), store)
         return
     plan = study.plan(path, data_dir)
+    sweeps.check_precision(plan)
     cells = sweeps.select(plan, only, shard)
     if dry_run:
         _list_cells(cells, store)

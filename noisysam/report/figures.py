@@ -177,8 +177,11 @@ def radii(sweeps: Mapping[str, Sequence[Summary]], radius: Callable[[Summary], f
             panel.plot(x, y, label=literal(column), **line_style(style))
             if sd.any():
                 panel.fill_between(x, y - sd, y + sd, color=COLOURS[style % TOGETHER], alpha=0.15, linewidth=0)
-        smallest = min((radius(s) for s in summaries if radius(s) > 0), default=0.1)
-        panel.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+        found = sorted({radius(s) for s in summaries})
+        panel.set_xscale("symlog", linthresh=min((r for r in found if r > 0), default=0.1), linscale=0.5)
+        if len(found) <= TOGETHER:
+            panel.set_xticks(found, [f"{r:g}" for r in found])
+            panel.xaxis.set_minor_locator(NullLocator())
         panel.set_title(literal(name), fontsize="small")
         panel.set_xlabel("radius rho")
         panel.legend(fontsize="small")
