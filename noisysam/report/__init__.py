@@ -115,7 +115,7 @@ def _facts(cells: Sequence[Cell], study: str, plan: dict[str, Any]) -> list[tupl
         ("Steps by", joined(cell["base_opt"] for cell in done)),
         ("Momentum", joined(map(_momentum, done))),
         ("Weight decay", joined(cell["weight_decay"] for cell in done)),
-        ("Evaluated", f"every {joined(cell['eval_every'] for cell in done)} epochs, and each of the last ten"),
+        ("Evaluated", _evaluated(done)),
         ("Selection", "none in the main table, which is the last epoch; the other tables name their rule"),
         ("Knowledge", _knowledge(done)),
         (
@@ -126,6 +126,11 @@ def _facts(cells: Sequence[Cell], study: str, plan: dict[str, Any]) -> list[tupl
         ("Training", f"{sum(cell['train_seconds'] for cell in done) / 3600:.2f} hours in all"),
         ("Spread", _spread(summary_table(cells))),
     ]
+
+
+def _evaluated(cells: Sequence[Cell]) -> str:
+    gaps = joined(cell["eval_every"] for cell in cells)
+    return "every epoch" if gaps == "1" else f"every {gaps} epochs, and each of the last ten"
 
 
 def _momentum(cell: Cell) -> str:

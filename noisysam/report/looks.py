@@ -111,7 +111,7 @@ def planes(named: Named) -> Figure:
         column[-1].set_xlabel("step along the first direction")
         figure.colorbar(
             shown, ax=list(column), location="bottom", aspect=30, label="cross-entropy",
-            ticks=levels[::3], format="%.2g",
+            ticks=levels[::3], format="%.2g", fraction=0.15 / len(named), pad=0.1 / len(named),
         )  # fmt: skip
     for (first, *_), name in zip(panels, named, strict=True):
         first.set_ylabel(f"{literal(name)}\nalong the second", fontsize="small")
