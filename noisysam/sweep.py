@@ -72,11 +72,6 @@ def _matches(value: Any, text: str) -> bool:
     return str(value) == text
 
 
-# how they stand
-
-HEAD = re.compile(rb'\{\s*"schema": (\d+),\s*"key": "\w+",\s*"status": "(\w+)"')
-
-
 def check_precision(cells: Iterable[Cell]) -> None:
     """``UserError`` where cells would be trained in several precisions, as ``auto`` does with small radii: no table
     would take them together. Cells whose device is not on this machine are not looked at."""
@@ -87,6 +82,11 @@ def check_precision(cells: Iterable[Cell]) -> None:
     if len(found) > 1:
         named = ", ".join(f"{precision} ({cell.label})" for precision, cell in sorted(found.items()))
         raise UserError(f"the study would mix precisions, which no report takes: {named}; set precision in its base")
+
+
+# how they stand
+
+HEAD = re.compile(rb'\{\s*"schema": (\d+),\s*"key": "\w+",\s*"status": "(\w+)"')
 
 
 def state(cell: Cell, store: Path) -> str:

@@ -127,19 +127,25 @@ def test_shards_part_a_study(epochs: list[int], n: int) -> None:
     assert max(loads) - min(loads) <= max(epochs)
 
 
-# how they stand
-
-
-def test_a_study_that_would_mix_precisions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_would_mix_precisions_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("noisysam.hardware.native_bf16", lambda device: True)
     path = tmp_path / "radii.yaml"
     base = {"dataset": "digits", "model": "resnet8", "epochs": 1, "opt": "sam"}
     path.write_text(yaml.safe_dump({"base": base, "grid": {"rho": [0.02, 0.1]}, "rows": {"SAM": {}}}))
     with pytest.raises(UserError, match=r"mix precisions.*bf16 \(SAM.*fp32 \(SAM.*set precision"):
         sweep.check_precision(study.plan(path))
+    monkeypatch.chdir(tmp_path)
+    assert cli._run(["sweep", "radii.yaml", "--no-track"]) == 2
+    assert "mix precisions" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
     for settings in ({"precision": "bf16"}, {"device": "cuda:99"}):
         path.write_text(yaml.safe_dump({"base": base | settings, "grid": {"rho": [0.02, 0.1]}, "rows": {"SAM": {}}}))
         sweep.check_precision(study.plan(path))
+
+
+# how they stand
 
 
 def test_states_of_records(cells: list[Cell], store: Path) -> None:
