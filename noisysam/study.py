@@ -38,7 +38,7 @@ class StudyFile(BaseModel):
     rows: dict[str, Values] = Field(
         min_length=1,
         description="named rows of the table, each with its values; noise may be a mapping from rates to the values"
-        " that hold at that rate alone: SAM: {opt: sam, noise: {0.8: {rho: 0.05}}}",
+        " that hold at that rate alone: SAM: {opt: sam, noise: {0.8: {rho: 0.05}}}; seeds may name those of the row",
     )
     seeds: list[int] = Field([0], min_length=1, description="seeds; the noise seed is the same number")
     retries: int = Field(0, ge=0, description="how often a failed run is tried again")
@@ -192,24 +192,26 @@ def _places(loader: yaml.SafeLoader, node: yaml.Node | None, place: Place = ()) 
 def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
     """Every cell of a study file, validated, in the order seed, grid, row, so that rows of one problem are adjacent."""
     study, lines = _read(path)
+    own_seeds = _own_seeds(path, study, lines)
     _check(path, study, lines)
     digests, used = Digests(), set()
     cells: list[Cell] = []
-    seen: dict[str, Cell] = {}
+    seen: dict[tuple[str, str], Cell] = {}
     for number, seed in enumerate(study.seeds):
         for point in itertools.product(*study.grid.values()):
             here: dict[tuple[str, float], tuple[Cell, str]] = {}  # the first cell of each noise, with its labels
             for row in study.rows:
+                if seed not in own_seeds.get(row, study.seeds):
+                    continue
                 values, rate = _values(study, row, dict(zip(study.grid, point, strict=True)))
                 used.add((row, rate))
                 values |= {"seed": seed} if data_dir is None else {"seed": seed, "data_dir": data_dir}
                 where = Where(path, lines, row, rate, number)
                 config = where.validate(values)
                 cell = Cell(row, config, config.key(digests(config)))
-                if cell.key in seen:
-                    other = seen[cell.key].row
-                    raise UserError(f"{where()}: rows {other!r} and {row!r} are the same run ({cell.label})")
-                seen[cell.key] = cell
+                if (row, cell.key) in seen:  # two rows may share a run: it is trained once
+                    raise UserError(f"{where()}: row {row!r} has the same run twice ({cell.label})")
+                seen[row, cell.key] = cell
                 labels = digests(config)["labels"]
                 first, known = here.setdefault((config.noise_type, config.noise), (cell, labels))
                 if known != labels:
@@ -217,6 +219,18 @@ def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
                 cells.append(cell)
     _all_used(path, study, lines, used)
     return cells
+
+
+def _own_seeds(path: Path, study: StudyFile, lines: Lines) -> dict[str, list[int]]:
+    """The seeds of rows that name their own, which are taken out of the rows' values."""
+    found = {}
+    for row, values in study.rows.items():
+        if "seeds" in values:
+            own = found[row] = values.pop("seeds")
+            if not isinstance(own, list) or not own or not set(own) <= set(study.seeds):
+                where = lines.at(path, ("rows", row, "seeds"))
+                raise UserError(f"{where}: rows.{row}.seeds: some of the study's seeds were expected, as a list")
+    return found
 
 
 class Where:

@@ -33,9 +33,11 @@ SAMPLE = 10  # finished cells of a row that a forecast looks at
 
 
 def select(cells: Sequence[Cell], only: Iterable[str] = (), shard: str | None = None) -> list[Cell]:
-    """The cells that fit every 'field=value' of ``only``, where a field is ``row`` or one of the configuration, and of
-    those the share of shard 'i/n'. Shards are disjoint, together they are everything, and each costs about the same."""
+    """The cells that fit the 'field=value's of ``only``, where a field is ``row`` or one of the configuration (one of
+    its values where a field is named several times), and of those the share of shard 'i/n'. Shards are disjoint,
+    together they are everything, and each costs about the same."""
     chosen = list(cells)
+    wanted: dict[str, list[str]] = {}
     for text in only:
         name, equals, value = text.partition("=")
         if not equals:
@@ -44,11 +46,14 @@ def select(cells: Sequence[Cell], only: Iterable[str] = (), shard: str | None = 
             near = difflib.get_close_matches(name, ["row", *RunConfig.model_fields], n=1)
             hint = f", did you mean {near[0]}?" if near else ""
             raise UserError(f"--only {text}: there is no field {name}{hint}")
-        found = [cell for cell in chosen if _matches(_value(cell, name), value)]
-        if not found:
-            known = ", ".join(dict.fromkeys(str(_value(cell, name)) for cell in chosen))
+        if not any(_matches(_value(cell, name), value) for cell in cells):
+            known = ", ".join(dict.fromkeys(str(_value(cell, name)) for cell in cells))
             raise UserError(f"--only {text}: no cell has it (there are {known})")
-        chosen = found
+        wanted.setdefault(name, []).append(value)
+    for name, values in wanted.items():
+        chosen = [cell for cell in chosen if any(_matches(_value(cell, name), value) for value in values)]
+    if not chosen:
+        raise UserError(f"--only {' --only '.join(only)}: no cell has all of it")
     if shard is None:
         return chosen
     parts = re.fullmatch(r"(\d+)/(\d+)", shard)
@@ -177,11 +182,19 @@ def forecast(cells: Sequence[Cell], store: Path, states: Mapping[str, str] | Non
 
 
 def longest_first(cells: Sequence[Cell], todo: Sequence[Cell], store: Path, states: Mapping[str, str]) -> list[Cell]:
-    """The cells ``todo`` by the time that they are expected to take: by finished cells of their rows where there are
-    any (of any row, else), and by ``work``."""
+    """The cells ``todo`` problem by problem (seed and noise, in the order of the study), so that rows that are compared
+    are finished together; within a problem by the time that they are expected to take: by finished cells of their rows
+    where there are any (of any row, else), and by ``work``."""
     known = seconds(cells, store, states)
     typical = sum(known.values()) / len(known) if known else 1.0
-    return sorted(todo, key=lambda cell: -known.get(cell.row, typical) * work(cell.config))
+    problems = list(dict.fromkeys(map(_problem, cells)))
+    return sorted(
+        todo, key=lambda cell: (problems.index(_problem(cell)), -known.get(cell.row, typical) * work(cell.config))
+    )
+
+
+def _problem(cell: Cell) -> tuple[Any, ...]:
+    return cell.config.seed, cell.config.noise_type, cell.config.noise
 
 
 # running them
@@ -206,6 +219,7 @@ class Sweep:
         retry_failed: bool = False,
         deadline: float | None = None,
     ) -> None:
+        cells = list({cell.key: cell for cell in reversed(cells)}.values())[::-1]  # rows may share a run
         self.cells, self.store, self.job, self.engine = cells, store, job, engine
         self.retries, self.deadline = retries, deadline
         states = {cell.key: state(cell, store) for cell in cells}

@@ -170,7 +170,8 @@ FAULTS = {
     "kind of thing": ("rows: {a: {}}\nseeds: [0]\nretries: many\n", 4, "retries: ", "integer", "'many'"),
     "unknown key": ("rows: {a: {}}\n\nsedes: [1]\n", 4, "sedes", "no such option"),
     "twice": ("rows:\n  a: {}\n  b: {}\n  a: {lr: 1}\n", 5, "'a' is given twice"),
-    "the same run": ("rows:\n  a: {}\n  b: {lr: 0.1}\n", 4, "rows 'a' and 'b' are the same run"),
+    "the same run": ("grid: {lr: [1, 1.0]}\nrows:\n  a: {}\n", 4, "row 'a' has the same run twice"),
+    "seeds of a row": ("rows:\n  a:\n    seeds: [3]\n", 4, "rows.a.seeds: some of the study's seeds"),
     "row and grid": ("grid: {lr: [0.1]}\nrows:\n  a:\n    lr: 1\n", 5, "row 'a' sets lr, which the grid varies"),
     "evaluation": ("rows:\n  a: {}\n  b: {eval_every: 2}\n", 4, "eval_every must be the same for all rows"),
     "evaluation at a rate": ("rows:\n  a:\n    noise:\n      0: {eval_every: 2}\n", 5, "eval_every must be the same"),
@@ -187,6 +188,16 @@ FAULTS = {
     ),
     "claims": ("rows: {a: {}}\nclaims:\n  - {nonsense: 1}\n", 3, "claims"),
 }  # fmt: skip
+
+
+def test_rows_share_a_run_and_name_their_own_seeds(write: Callable[..., Path]) -> None:
+    rows = "rows:\n  a: {opt: sam}\n  b: {opt: sam, noise: {0.8: {rho: 0.05}}}\n  c: {seeds: [1]}\n"
+    cells = study.plan(write(BASE + "grid: {noise: [0.4, 0.8]}\n" + rows + "seeds: [0, 1]\n"))
+    keys = {(c.row, c.config.noise, c.config.seed): c.key for c in cells}
+    assert {seed for row, _, seed in keys if row == "c"} == {1}
+    assert {seed for row, _, seed in keys if row == "b"} == {0, 1}
+    assert keys["a", 0.4, 0] == keys["b", 0.4, 0]
+    assert keys["a", 0.8, 0] != keys["b", 0.8, 0]
 
 
 @pytest.mark.parametrize("case", FAULTS)

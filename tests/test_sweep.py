@@ -7,7 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -229,13 +229,20 @@ def test_the_longest_come_first(cells: list[Cell], store: Path) -> None:
 
     job = Job(store)
     list(Sweep(cells, store, job, Parallel()).run())
-    assert [cell.row for cell in job.seen] == 4 * ["SAM"] + 4 * ["SGD"], "by their passes, where nothing has run"
+    assert [cell.row for cell in job.seen] == 4 * ["SAM", "SGD"], "by their passes, where nothing has run"
+    assert [cell.config.seed for cell in job.seen] == 4 * [cells[0].config.seed] + 4 * [cells[-1].config.seed]
     for cell in cells[2:]:
         (store / cell.key / "record.json").unlink()
     put(store, cells[0], seconds=50.0)  # SGD turned out to be slower
     job = Job(store)
     list(Sweep(cells, store, job, Parallel()).run())
-    assert [cell.row for cell in job.seen] == 3 * ["SGD"] + 3 * ["SAM"]
+    assert [cell.row for cell in job.seen] == 3 * ["SGD", "SAM"]
+    twice = [*cells, *(replace(cell, row="shared") for cell in cells)]
+    for cell in cells:
+        (store / cell.key / "record.json").unlink()
+    job = Job(store)
+    list(Sweep(twice, store, job, Parallel()).run())
+    assert sorted(cell.key for cell in job.seen) == sorted(cell.key for cell in cells), "rows that share a run"
 
 
 # running

@@ -69,7 +69,8 @@ def bundled(name: str) -> Path:
 @click.option("--slurm", multiple=True, metavar="KEY=VALUE", help="option of sbatch: partition=gpu; repeatable")
 @click.option(
     "--only", multiple=True, metavar="FIELD=VALUE",
-    help="cells with this row, or this value of a field: row=SAM, noise=0.8, seed=1; repeatable, all must fit",
+    help="cells with this row, or this value of a field: row=SAM, noise=0.8, seed=1; repeatable: one of the values of"
+    " each field",
 )  # fmt: skip
 @click.option("--shard", metavar="I/N", help="the I-th of N parts of the study, of about the same cost")
 @click.option(
@@ -189,7 +190,7 @@ def _train(
     show = not engine.parallel and not sys.stderr.isatty()
     job = sweeps.TrainCell(store, uri, name, parent, engine.threads, show and not blind, deadline)
     running = sweeps.Sweep(cells, store, job, engine, retries, retry_failed, deadline)
-    note(f"{name}: {len(cells)} cells, {running.left} to do")
+    note(f"{name}: {len(running.cells)} cells, {running.left} to do")
     try:
         with board.live(name, running):
             for outcome in running.run():
@@ -199,7 +200,7 @@ def _train(
                     what = f"{percent(record['results']['last'])} % at the last epoch"
                 elif outcome.state == "again":
                     what += " (tried again)"
-                note(f"[{running.finished}/{len(cells)}] {outcome.cell.label}: {what}")
+                note(f"[{running.finished}/{len(running.cells)}] {outcome.cell.label}: {what}")
     finally:
         if uri is not None:
             _sync(name, running, uri, parent)
