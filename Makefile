@@ -24,7 +24,7 @@ test: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 readme: .venv/demo
-	$(BIN)/python -m noisysam.listing README.md reports/optimizers.md reports/methods.md
+	$(BIN)/python -m noisysam.cli.catalogue README.md reports/optimizers.md reports/methods.md
 
 clean:
 	rm -rf .venv

@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 __all__ = ["Method", "Result", "RunConfig", "fit", "optim"]
 
 _PLACES = {
-    "fit": "train",
-    "Result": "train",
-    "RunConfig": "config",
+    "fit": "training.fit",
+    "Result": "training.result",
+    "RunConfig": "runs.config",
     "Method": "methods",
 }
 

@@ -30,9 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from noisysam import study, sweep
-from noisysam.records import RunFolder
-from noisysam.study import Cell
+from noisysam.runs.record import RunFolder
+from noisysam.studies import plan as plans
+from noisysam.studies import state as states
+from noisysam.studies.plan import Cell
 
 STUDY = """\
 base: {{dataset: digits, model: resnet8, width: 0.25, epochs: 4, train_subset: 300, val_fraction: 0.2, precision: fp32,
@@ -177,7 +178,7 @@ def noisysam(*arguments: str) -> list[str]:
 
 
 def environment(work: Path) -> dict[str, str]:
-    paths = [str(Path(study.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(plans.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, MARK: str(work), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
@@ -239,7 +240,7 @@ class Chaos:
             raise Fault(f"the last start ended with {self.driver.ended}: {self.work / 'driver.log'}")
 
     def finished(self) -> int:
-        return sum(sweep.finished(cell, self.driver.store) for cell in self.cells)
+        return sum(states.finished(cell, self.driver.store) for cell in self.cells)
 
     def until(self, reached: Callable[[], bool], patience: float | None = None) -> bool:
         """Wait, ``patience`` seconds at most; start the driver again where it was killed. Whether it was reached."""
@@ -334,7 +335,7 @@ def check(chaos: Chaos, plain: Path) -> list[str]:
     """What is wrong with the study now that it should be whole."""
     store, cells = chaos.driver.store, chaos.cells
     return [
-        *(f"{cell.label}: {sweep.state(cell, store)}" for cell in cells if not sweep.finished(cell, store)),
+        *(f"{cell.label}: {states.state(cell, store)}" for cell in cells if not states.finished(cell, store)),
         *(f"{cell.label}: {what}" for cell in cells for what in unequal(store / cell.key, plain / cell.key)),
         *left_behind(store, cells, chaos.driver.file.stem),
         *(f"process {pid} is left: {title(pid)[:80]}" for pid in still(chaos.work, chaos.server)),
@@ -451,7 +452,7 @@ def main(arguments: list[str] | None = None) -> int:
     work.mkdir(parents=True)
     file, plain = work / "chaos.yaml", work / "undisturbed"
     file.write_text(STUDY.format(seeds=list(range(-(-asked.runs // OF_A_SEED)))))
-    cells = study.plan(file)
+    cells = plans.plan(file)
     disk, server = Disk(work / "store", 32 + len(cells) // 2), Server(work)
     driver = Driver(work, file, disk.path, server.uri)
     chaos = Chaos(asked, work, cells, driver, server, disk, random.Random(asked.seed))

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from noisysam.config import RunConfig
-from noisysam.data import Dataset
+from noisysam.data.datasets import Dataset
+from noisysam.runs.config import RunConfig
 
 
 @pytest.fixture(scope="session", autouse=True)

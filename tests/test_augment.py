@@ -13,8 +13,16 @@ from scipy.stats import chi2
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisysam.augment import POLICIES, augment, crop_flip, distort_color, normalise, rand_augment, rand_operations
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
+from noisysam.data.augmentation import (
+    POLICIES,
+    augment,
+    crop_flip,
+    distort_color,
+    normalise,
+    rand_augment,
+    rand_operations,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -22,11 +22,13 @@ from noisysam import bench, models, optim
 from noisysam.bench import growth, loader, loop, measure, memory, plain, runs, start, steps
 from noisysam.bench.loop import Case, Runner
 from noisysam.bench.measure import Settings
-from noisysam.errors import RunFailed, UserError
-from noisysam.listing import ledger
+from noisysam.cli.catalogue import ledger
+from noisysam.core.errors import RunFailed, UserError
+from noisysam.core.network import Net
+from noisysam.core.objective import Objective
+from noisysam.core.task import Task
 from noisysam.methods import METHODS
-from noisysam.objective import Net, Objective, Task
-from noisysam.train import Training
+from noisysam.training.loop import Training
 
 QUICK = Settings(quick=True)
 CPU = torch.device("cpu")

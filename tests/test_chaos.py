@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from noisysam import study
-from noisysam.engines import Inline
-from noisysam.errors import RunFailed, UserError
-from noisysam.records import RECORD_SCHEMA, RunFolder
-from noisysam.study import Cell
-from noisysam.sweep import FAILURES, Sweep, TrainCell
+from noisysam.core.errors import RunFailed, UserError
+from noisysam.runs.record import RECORD_SCHEMA, RunFolder
+from noisysam.studies import plan as plans
+from noisysam.studies.engines.base import Inline
+from noisysam.studies.plan import Cell
+from noisysam.studies.sweep import FAILURES, Sweep, TrainCell
 
 
 @pytest.fixture
 def cells(tmp_path: Path) -> list[Cell]:
     path = tmp_path / "one.yaml"
     path.write_text("base: {dataset: digits, model: resnet8}\nrows: {SGD: {opt: sgd}, SAM: {opt: sam}}\n")
-    return study.plan(path)
+    return plans.plan(path)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -35,7 +35,7 @@ def test_a_full_disk_is_no_fault_of_a_cell(
             raise UserError("labels: cannot be written") from full
         raise full
 
-    monkeypatch.setattr("noisysam.train.fit", fit)
+    monkeypatch.setattr("noisysam.training.fit.fit", fit)
     sweep = Sweep(cells, tmp_path, TrainCell(tmp_path), Inline())
     with pytest.raises(RunFailed, match=r"the disk of .* is full: make room there, and the same command goes on"):
         list(sweep.run())
@@ -47,7 +47,7 @@ def test_another_fault_of_the_disk_is_one(cells: list[Cell], tmp_path: Path, mon
     def fit(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("noisysam.train.fit", fit)
+    monkeypatch.setattr("noisysam.training.fit.fit", fit)
     sweep = Sweep(cells, tmp_path, TrainCell(tmp_path), Inline())
     assert [outcome.state for outcome in sweep.run()] == ["failed", "failed"]
 

@@ -1,6 +1,5 @@
 """Verdicts: hand-worked studies of every kind, what must leave them alone, and how often they are wrong."""
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from noisysam.errors import UserError
-from noisysam.records import import_study
-from noisysam.report import claims
-from noisysam.report.claims import OURS, Claim, Verdict, applicable, judge, parse, verdict_table
+from noisysam.bench import verdicts
+from noisysam.core.errors import UserError
+from noisysam.report.claims import Verdict, applicable, judge, verdict_table
 from noisysam.report.tables import Cell, read_cells
+from noisysam.runs.transfer import import_study
+from noisysam.studies import claims
+from noisysam.studies.claims import OURS, Claim, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
@@ -463,13 +464,8 @@ def test_a_better_row_is_never_less_supported(cells: list[Cell], lift: int) -> N
         assert after.opposite >= before.opposite - 1e-9
 
 
-# How often they are wrong: a short form of benchmarks/verdicts.py.
+# How often they are wrong: a short form of `python -m noisysam.bench.verdicts`.
 
-spec = importlib.util.spec_from_file_location("verdicts", ROOT / "benchmarks" / "verdicts.py")
-assert spec is not None
-assert spec.loader is not None
-verdicts = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(verdicts)
 STUDIES = 400
 MOST = stats.binom.ppf(0.999, STUDIES, claims.LEVEL)
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from noisysam import cli, data, noise
-from noisysam.problem import load_dataset
-from noisysam.records import file_digest
+from noisysam.core.files import file_digest
+from noisysam.data import datasets
+from noisysam.runs.problem import load_dataset
 
 RUN = ("run", "--dataset", "digits", "--model", "resnet8", "--epochs", "1", "--no-track")
 LONGEST = 400  # characters of the line
@@ -25,7 +26,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("NOISYSAM_DATA_DIR", "NOISYSAM_STORE", "NOISYSAM_TRACEBACK", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 2.0)
+    monkeypatch.setattr(datasets, "DOWNLOAD_TIMEOUT", 2.0)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr(urllib.request, "_opener", None)  # urllib keeps the proxies of its first use, for all tests
@@ -219,7 +220,7 @@ def test_a_fault_of_ours_is_one_line_too(
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("of a kind\nthat nobody expected")
 
-    monkeypatch.setattr("noisysam.train.Training._train", broken)
+    monkeypatch.setattr("noisysam.training.loop.Training._train", broken)
     line = fails(RUN, 1, "unexpected ZeroDivisionError: of a kind", "NOISYSAM_TRACEBACK=1")
     assert "nobody" not in line
     (record,) = tmp_path.glob("runs/*/record.json")

@@ -15,9 +15,11 @@ from torch.func import functional_call, grad, vmap
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from noisysam import optim
-from noisysam.objective import Net, Objective, Task
+from noisysam.core.network import Net
+from noisysam.core.objective import Objective
+from noisysam.core.task import Task
 from noisysam.optim import OPTIMIZERS, SharpnessAware
-from noisysam.optim.minimax import SAMSGA
+from noisysam.optim.sam_sga import SAMSGA
 from noisysam.optim.universal import Universal
 
 

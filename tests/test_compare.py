@@ -6,9 +6,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from noisysam.compare import compare, page
-from noisysam.errors import UserError
-from noisysam.records import RunFolder, find_run, write_json
+from noisysam.core.errors import UserError
+from noisysam.core.files import write_json
+from noisysam.runs.compare import compare
+from noisysam.runs.record import RunFolder, find_run
+from noisysam.tracking.pages import comparison as page
 
 
 def record(key: str, opt: str, last: float, **changes: Any) -> dict[str, Any]:

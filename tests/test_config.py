@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisysam.config import PRESETS, SCHEMA, RunConfig, Unkeyed, validate
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
+from noisysam.runs.config import SCHEMA, RunConfig, Unkeyed, validate
+from noisysam.runs.presets import PRESETS
 
 DIGESTS = {"data": "d" * 64, "labels": "1" * 64}
 PLUGIN = __file__  # any Python file that registers nothing

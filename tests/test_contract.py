@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from noisysam import fit
-from noisysam.config import RunConfig
-from noisysam.data import Dataset
-from noisysam.loader import Batch
-from noisysam.methods import METHODS, Facts, compose
+from noisysam.core.task import Task
+from noisysam.data.datasets import Dataset
+from noisysam.data.loader import Batch
+from noisysam.methods import METHODS, RunInfo, compose
 from noisysam.methods import options as method_options
-from noisysam.objective import Task
 from noisysam.optim import NEEDS, OPTIMIZERS
-from noisysam.problem import prepare
-from noisysam.records import RunFolder
-from noisysam.train import Training
+from noisysam.runs.config import RunConfig
+from noisysam.runs.problem import prepare
+from noisysam.runs.record import RunFolder
+from noisysam.training.loop import Training
 
 ROWS, SAMPLES, STEPS = 16, 48, 3
 FORGET = {"forget_rate": 0.3, "ramp": 1}
@@ -225,7 +225,7 @@ def test_contract(method: str, rule: str, digits: Configure, images: Dataset, tm
         assert (line["forward_samples"], line["gradient_samples"]) == passes(method, rule, line)
 
     with pytest.raises(Stop):
-        fit(config, dataset=images, store=tmp_path / "parts", watch=Interrupt(stages - 1))
+        fit(config, dataset=images, store=tmp_path / "parts", progress=Interrupt(stages - 1))
     resumed = fit(config, dataset=images, store=tmp_path / "parts")
     assert resumed.key == result.key
     left, right = (load_file(r.folder / "weights.safetensors") for r in (result, resumed))
@@ -271,7 +271,7 @@ def test_weights_do_depend_on_the_optimizer(digits: Configure, images: Dataset, 
 def test_options_have_published_defaults_and_words(method: str) -> None:
     """A method can be built with nothing said, and each option says what it is."""
     chosen = method_options(method, {})
-    compose(method)(chosen, Facts(samples=4, classes=2, epochs=1, device=torch.device("cpu"), rate=0.5))
+    compose(method)(chosen, RunInfo(samples=4, classes=2, epochs=1, device=torch.device("cpu"), rate=0.5))
     assert all(field.description for field in type(chosen).model_fields.values())
 
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisysam import data
-from noisysam.errors import UserError
+from noisysam.core import rng
+from noisysam.core.errors import UserError
+from noisysam.data import datasets
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_cifar = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared copy of CIFAR-10")
@@ -223,7 +225,7 @@ def test_no_network_is_told_in_one_line(monkeypatch, tmp_path, name, fault):
 
     def offline(root, train, download):
         assert download
-        assert socket.getdefaulttimeout() == data.DOWNLOAD_TIMEOUT
+        assert socket.getdefaulttimeout() == datasets.DOWNLOAD_TIMEOUT
         raise fault
 
     monkeypatch.setattr(torchvision.datasets, name.upper(), offline)
@@ -264,21 +266,21 @@ def test_torchvision_folder_gives_the_arrays(monkeypatch, tmp_path, capsys):
 
 
 def test_superclasses_of_cifar100():
-    superclasses = [data._COARSE[name] for name in data.CIFAR100_CLASSES]
-    assert len(set(data.CIFAR100_CLASSES)) == 100
+    superclasses = [datasets._COARSE[name] for name in datasets.CIFAR100_CLASSES]
+    assert len(set(datasets.CIFAR100_CLASSES)) == 100
     assert np.bincount(superclasses).tolist() == [5] * 20
     # the first and last ten coarse labels of the fine classes, as in the release's meta data
     assert superclasses[:10] == [4, 1, 14, 8, 0, 6, 7, 7, 18, 3]
     assert superclasses[-10:] == [18, 1, 2, 15, 6, 0, 17, 8, 14, 13]
-    assert data.CIFAR100_CLASSES[:3] == ("apple", "aquarium_fish", "baby")
+    assert datasets.CIFAR100_CLASSES[:3] == ("apple", "aquarium_fish", "baby")
 
 
 def test_random_bits_are_pinned_and_named():
     # Philox4x64-10 keyed by sha256: these words must never change, they make published noise reproducible
-    assert data.random_bits(2, "a").tolist() == [3032838489708147381, 5340701529479776103]
-    assert data.random_bits(5, "x", 1).tolist() == data.random_bits(9, "x/1").tolist()[:5]
-    assert not np.intersect1d(data.random_bits(1000, "x", 1), data.random_bits(1000, "x", 2)).size
-    assert data.random_bits(0, "a").shape == (0,)
+    assert rng.random_bits(2, "a").tolist() == [3032838489708147381, 5340701529479776103]
+    assert rng.random_bits(5, "x", 1).tolist() == rng.random_bits(9, "x/1").tolist()[:5]
+    assert not np.intersect1d(rng.random_bits(1000, "x", 1), rng.random_bits(1000, "x", 2)).size
+    assert rng.random_bits(0, "a").shape == (0,)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from test_contract import AT_ONCE, OWN_OPTIONS
 
-from noisysam import hardware
-from noisysam.config import RunConfig
-from noisysam.data import Dataset
+from noisysam.data.datasets import Dataset
 from noisysam.methods import METHODS
 from noisysam.optim import OPTIMIZERS
-from noisysam.problem import prepare
-from noisysam.records import RunFolder
-from noisysam.train import Training
+from noisysam.runs.config import RunConfig
+from noisysam.runs.problem import prepare
+from noisysam.runs.record import RunFolder
+from noisysam.training import devices
+from noisysam.training.loop import Training
 
 READ_FIRST = {"ssr": "SSR+ selects samples", "incv": "INCV divides the training set"}
 
@@ -44,7 +44,7 @@ def update(rule: torch.optim.Optimizer) -> None:
 @pytest.fixture
 def on_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are on the device of shapes; generators are the host's and autocast is off, as it has neither."""
-    monkeypatch.setattr(hardware, "resolve_device", lambda name: SHAPES)
+    monkeypatch.setattr(devices, "resolve_device", lambda name: SHAPES)
     monkeypatch.setattr(torch, "Generator", HostGenerator)
     monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())
     for rule in (torch.optim.SGD, torch.optim.AdamW):
@@ -63,7 +63,7 @@ def steps(config: RunConfig, dataset: Dataset, store: Path) -> int:
     run.stage = 0
     stage = next(run.method.stages(None))  # type: ignore[arg-type]
     run._begin(stage)
-    run.ranks.average = lambda sums: [torch.tensor([1.0, 1.0, 1.0])]  # type: ignore[method-assign]  # read at the end
+    run.processes.average = lambda sums: [torch.tensor([1.0, 1.0, 1.0])]  # type: ignore[method-assign]  # read at the end
     found = run._train(0, stage)
     return int(found["steps"])
 

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore
 
 from noisysam import cli, optim
-from noisysam.config import RunConfig, validate
-from noisysam.distributed import Ranks
-from noisysam.errors import RunFailed, UserError
-from noisysam.objective import Net, Objective, Task
-from noisysam.records import RunFolder
-from noisysam.train import fit
+from noisysam.core.errors import RunFailed, UserError
+from noisysam.core.network import Net
+from noisysam.core.objective import Objective
+from noisysam.core.task import Task
+from noisysam.runs.config import RunConfig, validate
+from noisysam.runs.record import RunFolder
+from noisysam.training.distributed import ProcessGroup
+from noisysam.training.fit import fit
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +54,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     slow = ["torch._dynamo", "sklearn.datasets", "torchmetrics.classification"]  # what a first run imports
-    context.set_forkserver_preload(["noisysam.train", "noisysam.sweep", "noisysam.progress", *slow])
+    context.set_forkserver_preload(
+        ["noisysam.training.fit", "noisysam.studies.sweep", "noisysam.training.progress", *slow]
+    )
     started: list[BaseProcess] = []
     stores: list[TCPStore] = []
 
@@ -111,12 +115,12 @@ SYNCED: dict[str, dict[str, Any]] = {  # settings in which one perturbation for 
 
 def fits(two: tuple[Path, ...] | Path) -> None:
     """In two processes: every case above, the second process with a store of its own."""
-    with Ranks.of_torchrun() as ranks:
+    with ProcessGroup.of_torchrun() as processes:
         for name, (settings, _) in TWO_AND_ONE.items():
-            fit(small(**settings), store=Path(str(two)) / name, ranks=ranks)
+            fit(small(**settings), store=Path(str(two)) / name, processes=processes)
         for name, settings in SYNCED.items():
             config = small(**settings, norm="group", sync_perturbation=True)
-            fit(config, store=Path(str(two)) / name, ranks=ranks)
+            fit(config, store=Path(str(two)) / name, processes=processes)
 
 
 @pytest.fixture(scope="module")
@@ -186,49 +190,52 @@ def test_the_first_process_alone_writes(stores: tuple[Path, Path]) -> None:
 
 def networks(out: Path) -> None:
     """In two processes: steps on rows of their own, one of them not finite in the second process."""
-    with Ranks.of_torchrun() as ranks:
-        torch.manual_seed(ranks.rank)
+    with ProcessGroup.of_torchrun() as processes:
+        torch.manual_seed(processes.rank)
         net = Net(
             nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
         )
-        ranks.broadcast(net.module.state_dict().values())
-        net.statistics.average = ranks.average
+        processes.broadcast(net.module.state_dict().values())
+        net.statistics.average = processes.average
         rule = optim.FSAM(net.params, lr=0.1, momentum=0.9, rho=0.1, m="batch")
-        rule.average = ranks.average
+        rule.average = processes.average
         kept = []
         for step in range(3):
             inputs = torch.randn(8, 1, 8, 8)
-            inputs[3] *= float("inf") if (step, ranks.rank) == (1, 1) else 1
+            inputs[3] *= float("inf") if (step, processes.rank) == (1, 1) else 1
             net.statistics.begin()
             task = Task(0, inputs, torch.arange(8) % 3)
             rule.step(Objective(net, task, lambda z, t: F.cross_entropy(z, t.labels, reduction="none")))
             net.statistics.commit(rule.found_inf)
             state = {**net.module.state_dict(), "mean": rule.memory["mean"][0], "skipped": rule.skipped}
             kept.append({n: t.clone() for n, t in state.items()})
-        ranks.same(t for state in kept for t in state.values())
-        torch.save(kept, out / f"{ranks.rank}")
+        processes.same(t for state in kept for t in state.values())
+        torch.save(kept, out / f"{processes.rank}")
         errors = []
-        for fault in (lambda: ranks.same([torch.ones(3), torch.full((2,), ranks.rank)]), lambda: one_fails(ranks)):
+        for fault in (
+            lambda: processes.same([torch.ones(3), torch.full((2,), processes.rank)]),
+            lambda: one_fails(processes),
+        ):
             try:
                 fault()
             except (UserError, RunFailed) as error:
                 errors.append(repr(error))
-        (out / f"{ranks.rank}.json").write_text(json.dumps(errors))
-        views = torch.arange(6.0).view(2, 3).t(), torch.full((), float(ranks.rank), dtype=torch.float64)
-        mean = ranks.average(views)
+        (out / f"{processes.rank}.json").write_text(json.dumps(errors))
+        views = torch.arange(6.0).view(2, 3).t(), torch.full((), float(processes.rank), dtype=torch.float64)
+        mean = processes.average(views)
         assert torch.equal(mean[0], views[0])
         assert mean[0].stride() == views[0].stride()
         assert mean[1].dtype == torch.float64
         assert mean[1] == 0.5
-        shared = ranks.share(lambda: {"rank": ranks.rank, "tensor": torch.full((2,), 7.0), "none": None})
+        shared = processes.share(lambda: {"rank": processes.rank, "tensor": torch.full((2,), 7.0), "none": None})
         assert shared["rank"] == 0
         assert shared["tensor"].tolist() == [7, 7]
 
 
-def one_fails(ranks: Ranks) -> None:
+def one_fails(processes: ProcessGroup) -> None:
     """The second process meets an error."""
-    with ranks.agreed():
-        if ranks.rank == 1:
+    with processes.agreed():
+        if processes.rank == 1:
             raise UserError("no such file")
 
 
@@ -294,7 +301,7 @@ def test_torchrun(whole: Path, start: Start, tmp_path: Path) -> None:
     assert out.count(f"run {record['key']}") == 1
     assert out.count("clean test accuracy") == 1
     assert err.count("a forecast follows") == 1
-    assert record["digests"]["ranks"] == "2"
+    assert record["digests"]["processes"] == "2"
     assert len(lines) == 8
     trained = (next(whole.glob("*/weights.safetensors"))).stat().st_mtime_ns
     assert end(start(cli.main, command(whole), logs=tmp_path)) == (0, 0)
@@ -358,7 +365,7 @@ def test_a_run_of_one_process_is_not_resumed_by_two(start: Start, tmp_path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(validate({n.replace("-", "_"): v for n, v in LONG.items()}), store=tmp_path / "store", watch=Stop())
+        fit(validate({n.replace("-", "_"): v for n, v in LONG.items()}), store=tmp_path / "store", progress=Stop())
     assert end(start(cli.main, command(tmp_path / "store"), logs=tmp_path)) == (2, 2)
     (line,) = own_lines(tmp_path)
     assert "begun with one process: resume it so" in line
@@ -430,7 +437,7 @@ def test_refused(values: dict[str, Any], said: str) -> None:
     config = validate({"dataset": "digits", "device": "cpu", **values})
     for rank in range(2):
         with pytest.raises(UserError, match=said):
-            Ranks(rank, 2).check(config)
+            ProcessGroup(rank, 2).check(config)
 
 
 @pytest.mark.parametrize("method", ["ce", "gce", "cdr", "mixup", "bootstrap", "forward", "rog", "incv"])
@@ -438,7 +445,7 @@ def test_refused(values: dict[str, Any], said: str) -> None:
 def test_accepted(method: str, opt: str) -> None:
     config = validate({"dataset": "digits", "device": "cpu", "method": method, "opt": opt})
     for size in (1, 2, 4):
-        Ranks(0, size).check(config)
+        ProcessGroup(0, size).check(config)
 
 
 def test_one_process_has_no_perturbation_to_share(tmp_path: Path) -> None:
@@ -448,15 +455,15 @@ def test_one_process_has_no_perturbation_to_share(tmp_path: Path) -> None:
 
 
 def test_rows() -> None:
-    assert Ranks().rows(7) is None
-    slices = [Ranks(rank, 3).rows(12) for rank in range(3)]
+    assert ProcessGroup().rows(7) is None
+    slices = [ProcessGroup(rank, 3).rows(12) for rank in range(3)]
     assert [i for s in slices if s is not None for i in range(12)[s]] == list(range(12))
     with pytest.raises(UserError, match="a batch of 7 rows cannot be divided among 2 processes"):
-        Ranks(0, 2).rows(7)
+        ProcessGroup(0, 2).rows(7)
 
 
 def test_the_number_of_processes_is_in_the_key() -> None:
     config = small(opt="sam")
-    assert config.key({"labels": "x", **Ranks().digests()}) == config.key({"labels": "x"})
-    keys = {config.key({"labels": "x", **Ranks(size=n).digests()}) for n in (1, 2, 4)}
+    assert config.key({"labels": "x", **ProcessGroup().digests()}) == config.key({"labels": "x"})
+    keys = {config.key({"labels": "x", **ProcessGroup(size=n).digests()}) for n in (1, 2, 4)}
     assert len(keys) == 3

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from noisysam import fit
-from noisysam.config import RunConfig
-from noisysam.loader import Batch
-from noisysam.methods import Facts
+from noisysam.data.loader import Batch
+from noisysam.methods import RunInfo
 from noisysam.methods.elr_plus import ELRPlus
-from noisysam.train import Training
+from noisysam.runs.config import RunConfig
+from noisysam.training.loop import Training
 
-FACTS = Facts(samples=6, classes=3, epochs=10, device=torch.device("cpu"))
+FACTS = RunInfo(samples=6, classes=3, epochs=10, device=torch.device("cpu"))
 
 
 def method(**options: float) -> ELRPlus:

@@ -15,13 +15,19 @@ from typing import Any
 import pytest
 import torch
 
-from noisysam import engines, study, sweep
-from noisysam.engines import Inline, Outcome, Ray, Slurm, choose, minutes
-from noisysam.errors import UserError
-from noisysam.problem import load_dataset
-from noisysam.records import RunFolder
-from noisysam.study import Cell
-from noisysam.sweep import Sweep, TrainCell
+from noisysam.core.errors import UserError
+from noisysam.data import ARRAYS
+from noisysam.runs.problem import load_dataset
+from noisysam.runs.record import RunFolder
+from noisysam.studies import plan as plans
+from noisysam.studies import state as states
+from noisysam.studies.engines import ray as ray_engine
+from noisysam.studies.engines.base import CellOutcome, Inline
+from noisysam.studies.engines.choice import choose
+from noisysam.studies.engines.ray import Ray
+from noisysam.studies.engines.slurm import Slurm, minutes
+from noisysam.studies.plan import Cell
+from noisysam.studies.sweep import Sweep, TrainCell
 
 STUDY = """\
 base: {dataset: digits, model: resnet8, width: 0.25, epochs: 2, train_subset: 200, noise: 0.4, precision: fp32}
@@ -35,7 +41,7 @@ rows:
 def cells(tmp_path: Path) -> list[Cell]:
     path = tmp_path / "one.yaml"
     path.write_text(STUDY)
-    return study.plan(path)
+    return plans.plan(path)
 
 
 def weights(store: Path, cell: Cell) -> bytes:
@@ -108,9 +114,9 @@ def test_inline_takes_a_cell_when_it_has_room(cells: list[Cell]) -> None:
 
     @dataclass
     class Job:
-        def __call__(self, cell: Cell, dataset: Any = None) -> Outcome:
+        def __call__(self, cell: Cell, dataset: Any = None) -> CellOutcome:
             told.append(f"trained {cell.row}")
-            return Outcome(cell, "finished")
+            return CellOutcome(cell, "finished")
 
         def threads_of(self, cell: Cell) -> int:
             return 1
@@ -121,22 +127,22 @@ def test_inline_takes_a_cell_when_it_has_room(cells: list[Cell]) -> None:
             yield cell
 
     outcomes = list(Inline().map(Job(), lazy()))
-    assert outcomes == [Outcome(cell, "finished") for cell in cells]
+    assert outcomes == [CellOutcome(cell, "finished") for cell in cells]
     assert told == ["taken SGD", "trained SGD", "taken SAM", "trained SAM"]
 
 
 def test_data_that_come_along_are_the_same_data(cells: list[Cell], tmp_path: Path) -> None:
     """As Ray hands them over: read-only arrays. The key and every bit are those of a run that reads its data itself."""
     cell = cells[1]
-    arrays = engines._arrays(load_dataset("digits", None))
-    for name in engines.ARRAYS:
+    arrays = ray_engine._arrays(load_dataset("digits", None))
+    for name in ARRAYS:
         arrays[name] = arrays[name].copy()
         arrays[name].flags.writeable = False
-    before = {name: arrays[name].copy() for name in engines.ARRAYS}
-    assert engines._call(TrainCell(tmp_path / "given"), cell, arrays) == Outcome(cell, "finished")
-    assert TrainCell(tmp_path / "read")(cell) == Outcome(cell, "finished")
+    before = {name: arrays[name].copy() for name in ARRAYS}
+    assert ray_engine._call(TrainCell(tmp_path / "given"), cell, arrays) == CellOutcome(cell, "finished")
+    assert TrainCell(tmp_path / "read")(cell) == CellOutcome(cell, "finished")
     assert weights(tmp_path / "given", cell) == weights(tmp_path / "read", cell)
-    assert all((arrays[name] == before[name]).all() for name in engines.ARRAYS)
+    assert all((arrays[name] == before[name]).all() for name in ARRAYS)
 
 
 def test_threads_and_the_compile_cache(cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +151,7 @@ def test_threads_and_the_compile_cache(cells: list[Cell], tmp_path: Path, monkey
     def fit(*_: Any, **__: Any) -> None:
         seen.update(threads=torch.get_num_threads(), cache=os.environ["TORCHINDUCTOR_CACHE_DIR"])
 
-    monkeypatch.setattr("noisysam.train.fit", fit)
+    monkeypatch.setattr("noisysam.training.fit.fit", fit)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     TrainCell(tmp_path, threads=1)(cells[0])
@@ -160,7 +166,7 @@ def test_threads_and_the_compile_cache(cells: list[Cell], tmp_path: Path, monkey
 
 def test_cores_are_never_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setattr(engines, "cores", lambda: 4)
+    monkeypatch.setattr(ray_engine, "cores", lambda: 4)
     with pytest.raises(UserError, match=r"--jobs 3 with --cpus-per-run 2 asks for 6 cores, this machine has 4"):
         Ray(3, 2).start()
     with pytest.raises(UserError, match=r"lower one of them \(--cpus-per-run 0.5 shares them\)"):
@@ -170,11 +176,12 @@ def test_cores_are_never_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> Non
 KILLED = """
 import sys
 from pathlib import Path
-from noisysam import study, sweep
-from noisysam.engines import Ray
+from noisysam.studies.engines.ray import Ray
+from noisysam.studies.plan import plan
+from noisysam.studies.sweep import Sweep, TrainCell
 
 path, store = Path(sys.argv[1]), Path(sys.argv[2])
-made = sweep.Sweep(study.plan(path), store, sweep.TrainCell(store, threads=1), Ray(1))
+made = Sweep(plan(path), store, TrainCell(store, threads=1), Ray(1))
 outcomes = list(made.run())
 made.engine.close()
 for outcome in outcomes:
@@ -188,8 +195,8 @@ def test_a_killed_worker_under_ray(cells: list[Cell], tmp_path: Path) -> None:
     pytest.importorskip("ray")
     path, store = tmp_path / "one.yaml", tmp_path / "ray"
     path.write_text(STUDY.replace("epochs: 2", "epochs: 30").replace("  SGD: {opt: sgd}\n", ""))
-    (cell,) = study.plan(path)
-    assert TrainCell(tmp_path / "whole", threads=1)(cell) == Outcome(cell, "finished")
+    (cell,) = plans.plan(path)
+    assert TrainCell(tmp_path / "whole", threads=1)(cell) == CellOutcome(cell, "finished")
     code = [sys.executable, "-c", KILLED, str(path), str(store)]
     process = subprocess.Popen(code, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
     try:
@@ -271,7 +278,7 @@ def test_jobs_of_submitit(cells: list[Cell], tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path, store = tmp_path / "one.yaml", tmp_path / "runs"
     path.write_text(STUDY.replace("epochs: 2", "epochs: 30").replace("  SGD: {opt: sgd}\n", ""))
-    (cell,) = study.plan(path)
+    (cell,) = plans.plan(path)
     bad = Cell("bad", cell.config.model_copy(update={"opt": "nonsense"}), "0" * 16)
     job = TrainCell(store, threads=1)
     preempted: list[int] = []
@@ -288,13 +295,13 @@ def test_jobs_of_submitit(cells: list[Cell], tmp_path: Path, monkeypatch: pytest
     watcher.start()
     engine = Slurm(store / "slurm", cluster="local")
     outcomes = {o.cell.row: o for o in engine.map(job, [bad, cell])}
-    assert outcomes["SAM"] == Outcome(cell, "finished")
+    assert outcomes["SAM"] == CellOutcome(cell, "finished")
     assert outcomes["bad"].state == "failed"
     assert "nonsense" in str(outcomes["bad"].error)
     assert len(preempted) == 1
-    assert TrainCell(tmp_path / "whole", threads=1)(cell) == Outcome(cell, "finished")
+    assert TrainCell(tmp_path / "whole", threads=1)(cell) == CellOutcome(cell, "finished")
     assert weights(store, cell) == weights(tmp_path / "whole", cell)
     left = [file.name for file in (store / "slurm").iterdir()]
     assert left
     assert len({name.partition("_")[0] for name in left}) == 1, "those of the failed one stay"
-    assert sweep.state(cell, store) == "finished"
+    assert states.state(cell, store) == "finished"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import noisysam
-from noisysam.errors import RunFailed
+from noisysam.core.errors import RunFailed
 from noisysam.methods import Stage
 from noisysam.optim import OPTIMIZERS
 
@@ -58,7 +58,7 @@ def test_resume_is_bit_equal_with_deterministic_kernels(tmp_path: Path) -> None:
     config = noisysam.RunConfig(**SMALL, opt="sam", deterministic=True)
     whole = noisysam.fit(config, store=tmp_path / "whole")
     with pytest.raises(RunFailed):
-        noisysam.fit(config, store=tmp_path / "parts", watch=Stop())
+        noisysam.fit(config, store=tmp_path / "parts", progress=Stop())
     parts = noisysam.fit(config, store=tmp_path / "parts")
     weights = [(r.folder / "weights.safetensors").read_bytes() for r in (whole, parts)]
     assert weights[0] == weights[1]
@@ -67,9 +67,9 @@ def test_resume_is_bit_equal_with_deterministic_kernels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_epoch_does_not_synchronise(tmp_path: Path, opt: str) -> None:
     """A step enqueues work and reads nothing back: torch's own detector raises where it does."""
-    from noisysam.problem import prepare
-    from noisysam.records import RunFolder
-    from noisysam.train import Training
+    from noisysam.runs.problem import prepare
+    from noisysam.runs.record import RunFolder
+    from noisysam.training.loop import Training
 
     config = noisysam.RunConfig(**SMALL, opt=opt, opt_option=AT_ONCE.get(opt, {}))
     problem = prepare(config)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from noisysam import models
-from noisysam.config import RunConfig
 from noisysam.probes import PARTS, Subject, load, probe
 from noisysam.probes.landscape import (
     Landscape,
@@ -22,9 +21,10 @@ from noisysam.probes.landscape import (
     move,
     surface,
 )
-from noisysam.records import find_run
-from noisysam.report.looks import lines, planes
-from noisysam.train import fit
+from noisysam.report.probe_figures import lines, planes
+from noisysam.runs.config import RunConfig
+from noisysam.runs.record import find_run
+from noisysam.training.fit import fit
 
 OPTIONS = LandscapeOptions(limit=20, points=2, grid=1)
 

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisysam import fit, methods
-from noisysam.config import RunConfig
-from noisysam.data import Dataset
-from noisysam.errors import UserError
-from noisysam.loader import Batch, Loader
-from noisysam.methods import METHODS, Facts, Study
-from noisysam.methods.transition import anchors
-from noisysam.objective import Task
-from noisysam.records import RunFolder
+from noisysam.core.errors import UserError
+from noisysam.core.task import Task
+from noisysam.data.datasets import Dataset
+from noisysam.data.loader import Batch, Loader
+from noisysam.methods import METHODS, RunInfo, StageContext
+from noisysam.methods.forward import anchors
+from noisysam.runs.config import RunConfig
+from noisysam.runs.record import RunFolder
 
 Array = NDArray[np.float64]
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ SMALL = settings(deadline=None, max_examples=40)
 def make(name: str, samples: int = 8, classes: int = 3, matrix: Any = None, **options: Any) -> Any:
     """A method at the start of a stage; ``matrix`` (K, K): that of the noise, which it is told."""
     told = None if matrix is None else torch.as_tensor(matrix).float()
-    facts = Facts(samples=samples, classes=classes, epochs=100, device=CPU, matrix=told)
+    facts = RunInfo(samples=samples, classes=classes, epochs=100, device=CPU, matrix=told)
     if matrix is not None:
         options["matrix"] = "true"
     method = methods.compose(name)(methods.options(name, options), facts)
@@ -448,7 +448,7 @@ def test_two_trainings_with_estimated_matrix(name: str) -> None:
 
     method = make(name, samples=40, teacher="selected", quantile=1.0)
     stages = []
-    for stage in method.stages(Study(predict)):
+    for stage in method.stages(StageContext(predict)):
         method.on_stage(torch.arange(40) % 3)
         stages.append((stage.labels, stage.subset, stage.start, method.transition.clone()))
     assert asked == ["selected"]
@@ -467,14 +467,14 @@ def test_two_trainings_with_estimated_matrix(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["forward", "backward"])
 def test_true_matrix_is_told_and_makes_the_run_oracle(name: str) -> None:
-    assert methods.knows(name, methods.options(name, {"matrix": "true"})) == ("matrix",)
-    assert methods.knows(name, methods.options(name, {})) == ()
+    assert methods.noise_facts(name, methods.options(name, {"matrix": "true"})) == ("matrix",)
+    assert methods.noise_facts(name, methods.options(name, {})) == ()
     method = make(name, matrix=noisy_matrix(3))
 
     def refuse(which: str) -> Tensor:
         raise AssertionError("nothing is to be estimated")
 
-    assert len(list(method.stages(Study(refuse)))) == 1
+    assert len(list(method.stages(StageContext(refuse)))) == 1
     np.testing.assert_allclose(method.transition, noisy_matrix(3))
 
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from noisysam import models
-from noisysam.config import RunConfig
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
 from noisysam.probes import load
 from noisysam.probes import mechanism as m
-from noisysam.train import fit
+from noisysam.runs.config import RunConfig
+from noisysam.training.fit import fit
 
 
 @pytest.fixture(scope="module")

@@ -17,23 +17,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from noisysam import fit, methods
-from noisysam.config import RunConfig, validate
-from noisysam.data import Dataset
-from noisysam.errors import UserError
-from noisysam.loader import Batch, Epoch, Loader
-from noisysam.methods import METHODS, Facts, Method, Stage
-from noisysam.methods.base import Look, Predict, Study
+from noisysam.core.errors import UserError
+from noisysam.core.task import Task
+from noisysam.data.datasets import Dataset
+from noisysam.data.loader import Batch, Epoch, Loader
+from noisysam.methods import METHODS, Method, RunInfo, Stage
+from noisysam.methods.base import Forward, PredictTrainingSet, StageContext
 from noisysam.methods.dividemix import probability_clean, sharpen
-from noisysam.objective import Task
-from noisysam.problem import prepare
-from noisysam.train import Training
+from noisysam.runs.config import RunConfig, validate
+from noisysam.runs.problem import prepare
+from noisysam.training.loop import Training
 
 CPU = torch.device("cpu")
 
 
 def make(name: str, samples: int = 12, classes: int = 3, rate: float | None = None, **options: Any) -> Any:
     """A method at the start of a stage, with seeded draws."""
-    facts = Facts(samples=samples, classes=classes, epochs=10, device=CPU, rate=rate)
+    facts = RunInfo(samples=samples, classes=classes, epochs=10, device=CPU, rate=rate)
     method = methods.compose(name)(methods.options(name, options), facts)
     method.generator, method.rng = torch.Generator().manual_seed(1), np.random.default_rng(2)
     method.on_stage(torch.arange(samples) % classes)
@@ -91,7 +91,7 @@ def test_gce_lies_between_cross_entropy_and_absolute_error(z: list[float], label
 
 def test_cross_entropy_takes_distributions_and_smoothing() -> None:
     logits, labels = logits_of(5), torch.tensor([0, 1, 2, 0, 1])
-    facts = Facts(samples=5, classes=3, epochs=1, device=CPU, label_smoothing=0.3)
+    facts = RunInfo(samples=5, classes=3, epochs=1, device=CPU, label_smoothing=0.3)
     method = METHODS["ce"](methods.options("ce", {}), facts)
     target = 0.7 * np.eye(3)[labels] + 0.1
     expected = -(target * np.log(softmax(logits.numpy()))).sum(1)
@@ -206,8 +206,8 @@ def test_coteaching_ramp(epoch: int, rows: int, kept: int) -> None:
 
 
 def test_coteaching_is_oracle_only_without_a_forget_rate() -> None:
-    assert methods.knows("co-teaching", methods.options("co-teaching", {})) == ("rate",)
-    assert methods.knows("co-teaching", methods.options("co-teaching", {"forget_rate": 0.2})) == ()
+    assert methods.noise_facts("co-teaching", methods.options("co-teaching", {})) == ("rate",)
+    assert methods.noise_facts("co-teaching", methods.options("co-teaching", {"forget_rate": 0.2})) == ()
     assert make("co-teaching", rate=0.25).keep(100, 10) == 75
 
 
@@ -526,15 +526,15 @@ class Noting(METHODS["co-teaching"]):  # type: ignore[misc]
 
     given: list[tuple[str, Any]] = []
 
-    def stages(self, study: Study) -> Iterator[Stage]:
-        self.given.append(("study", study))
-        yield from super().stages(study)
+    def stages(self, context: StageContext) -> Iterator[Stage]:
+        self.given.append(("context", context))
+        yield from super().stages(context)
 
     def on_stage(self, labels: Tensor) -> None:
-        self.given += [("labels", labels), ("facts", self.facts), ("method", self)]
+        self.given += [("labels", labels), ("facts", self.info), ("method", self)]
         super().on_stage(labels)
 
-    def on_epoch(self, epoch: int, predict: Predict) -> None:
+    def on_epoch(self, epoch: int, predict: PredictTrainingSet) -> None:
         self.given.append(("predictions", predict(0)))
 
     def batches(self, epoch: Epoch) -> Iterator[Batch]:
@@ -543,9 +543,9 @@ class Noting(METHODS["co-teaching"]):  # type: ignore[misc]
             self.given.append(("batch", batch))
             yield batch
 
-    def tasks(self, batch: Batch, look: Look) -> Sequence[Task]:
-        self.given.append(("look", look(0, batch.inputs)))
-        tasks = super().tasks(batch, look)
+    def tasks(self, batch: Batch, forward: Forward) -> Sequence[Task]:
+        self.given.append(("look", forward(0, batch.inputs)))
+        tasks = super().tasks(batch, forward)
         self.given.append(("tasks", tasks))
         return tasks
 
@@ -619,14 +619,14 @@ def test_facts_hold_only_what_is_declared(stages: list[Any], digits: Callable[..
     for options, oracle in (({}, True), ({"forget_rate": 0.3}, False)):
         config = digits(method="co-teaching", method_option=options, epochs=1)
         record = fit(config, store=tmp_path).record
-        facts = stages[-1]["run"].method.facts
+        facts = stages[-1]["run"].method.info
         assert (facts.rate is not None) == oracle
         assert bool(record["oracle"]) == oracle
         assert facts.matrix is None
-    assert stages[0]["run"].method.facts.rate == pytest.approx(
+    assert stages[0]["run"].method.info.rate == pytest.approx(
         float(stages[0]["run"].problem.noisy.take(stages[0]["run"].problem.train).flip_rate)
     )
-    assert math.isfinite(stages[0]["run"].method.facts.rate)
+    assert math.isfinite(stages[0]["run"].method.info.rate)
 
 
 def test_every_method_says_where_it_comes_from() -> None:

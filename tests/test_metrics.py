@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from noisysam.metrics import (
+from noisysam.training.metrics import (
     accuracy,
     detection_auroc,
     expected_calibration_error,

@@ -11,19 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from noisysam.errors import UserError
-from noisysam.models import (
-    MODELS,
-    NORMS,
-    Architecture,
-    BasicBlock,
-    BatchNorm,
-    PadShortcut,
-    PreActBlock,
-    build,
-    compiled,
-)
-from noisysam.registry import summary
+from noisysam.core.errors import UserError
+from noisysam.core.registry import summary
+from noisysam.models.blocks import NORMS, BasicBlock, BatchNorm, PadShortcut, PreActBlock
+from noisysam.models.compilation import compiled
+from noisysam.models.resnet import MODELS, Architecture, build
 
 PINNED = {
     "resnet8": 75_290,

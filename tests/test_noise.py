@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from noisysam import noise
-from noisysam.errors import UserError
+from noisysam.core import rng
+from noisysam.core.errors import UserError
+from noisysam.noise import models
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_cifar = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared copy of CIFAR-10")
@@ -98,7 +100,7 @@ def test_exact_draw_counts_and_ranges(kind, clean, rate, seed):
 @pytest.mark.parametrize("kind", ["symmetric-exclusive", "pair"])
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
 def test_extreme_random_numbers_keep_no_selected_label(monkeypatch, extreme, kind, classes):
-    monkeypatch.setattr(noise, "random_uniforms", lambda n, *name: np.full(n, extreme))
+    monkeypatch.setattr(models, "random_uniforms", lambda n, *name: np.full(n, extreme))
     noisy = quiet_make(kind, np.arange(classes), classes, rate=1)
     assert noisy.flipped.all()
     assert noisy.labels.max() < classes
@@ -241,13 +243,11 @@ def test_instance_noise_against_the_formula_of_the_paper():
     noisy = noise.make("instance", clean, classes, rate=0.5, seed=2, images=pictures)
 
     def uniforms(what):
-        return noise.random_uniforms(n, "noise", "instance", 2, what)
+        return rng.random_uniforms(n, "noise", "instance", 2, what)
 
     rates = stats.truncnorm.ppf(uniforms("rate"), -5, 5, loc=0.5, scale=0.1)
     for i in range(n):
-        projection = stats.norm.ppf(
-            noise.random_uniforms(36, "noise", "instance", 2, "projection", clean[i]) + 2.0**-54
-        )
+        projection = stats.norm.ppf(rng.random_uniforms(36, "noise", "instance", 2, "projection", clean[i]) + 2.0**-54)
         scores = pictures[i].reshape(-1).astype(float) @ projection.reshape(12, classes)
         probability = np.exp(scores) * (np.arange(classes) != clean[i])
         probability /= probability.sum()
@@ -647,11 +647,11 @@ def test_every_kind_has_a_source_and_a_revision():
 
 
 def test_random_numbers_have_their_distribution():
-    uniforms = noise.random_uniforms(20000, "test")
+    uniforms = rng.random_uniforms(20000, "test")
     assert (uniforms >= 0).all()
     assert (uniforms < 1).all()
     assert stats.kstest(uniforms, "uniform").pvalue > 1e-3
-    normals = noise.random_normals(20000, "test")
+    normals = rng.random_normals(20000, "test")
     assert np.isfinite(normals).all()
     assert stats.kstest(normals, "norm").pvalue > 1e-3
 

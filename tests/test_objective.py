@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisysam import fit, optim
-from noisysam.config import RunConfig
-from noisysam.data import Dataset
-from noisysam.objective import Net, Objective, Task
+from noisysam.core.network import Net
+from noisysam.core.objective import Objective
+from noisysam.core.task import Task
+from noisysam.data.datasets import Dataset
+from noisysam.runs.config import RunConfig
 
 RHO = 0.5
 

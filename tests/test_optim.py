@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from noisysam import models, optim
-from noisysam.errors import UserError
-from noisysam.objective import Net, Objective, Task, WithFeatures
+from noisysam.core.errors import UserError
+from noisysam.core.network import Net, WithFeatures
+from noisysam.core.objective import Objective
+from noisysam.core.task import Task
 from noisysam.optim import OPTIMIZERS, SGD, Radius, SharpnessAware
 from noisysam.optim.base import global_norm
 
@@ -655,7 +657,7 @@ def test_edit_changes_the_gradient_before_clipping() -> None:
         seen.append(all(g.shape == p.shape for g, p in zip(grads, params, strict=True)))
         return [torch.ones_like(g) for g in grads]
 
-    optimizer.edit = edit
+    optimizer.transform_gradient = edit
     train(optimizer, net, [0])
     count = sum(p.numel() for p in net.params)
     assert seen == [True]

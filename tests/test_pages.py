@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from noisysam import compare, ui, views
-from noisysam.records import find_run
-from noisysam.tracking import default_uri
+from noisysam.runs.record import find_run
+from noisysam.tracking import pages, server
+from noisysam.tracking.client import default_uri
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="needs Chromium")]
@@ -98,7 +98,7 @@ def seen(tmp_path: Path) -> Callable[[str], str]:
 
 def test_list_of_runs_shows_what_matters(folder: Path, root: str, seen: Callable[[str], str]) -> None:
     uri = default_uri(f"sqlite:///{folder}/mlflow.db")
-    page = seen(root + ui.pages(uri, "small")["small, runs"])
+    page = seen(root + server.pages(uri, "small")["small, runs"])
     for column in ("noisysam.row", "noise", "final_last", "final_memorised"):
         assert column in page
     runs = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/record.json")]
@@ -109,8 +109,8 @@ def test_list_of_runs_shows_what_matters(folder: Path, root: str, seen: Callable
 
 def test_charts_by_row_and_rate(folder: Path, root: str, seen: Callable[[str], str]) -> None:
     uri = default_uri(f"sqlite:///{folder}/mlflow.db")
-    page = seen(root + ui.pages(uri, "small")["small, charts by row and noise rate"])
-    for word in ("SGD", "SAM", *views.CHARTS):
+    page = seen(root + server.pages(uri, "small")["small, charts by row and noise rate"])
+    for word in ("SGD", "SAM", *pages.CHARTS):
         assert word in page
     assert "gradient_norm" not in page  # the charts that matter, of dozens
     assert "<svg" in page
@@ -119,7 +119,7 @@ def test_charts_by_row_and_rate(folder: Path, root: str, seen: Callable[[str], s
 def test_two_runs_side_by_side(folder: Path, root: str, seen: Callable[[str], str]) -> None:
     records = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/record.json")]
     sam, sgd = sorted((r for r in records if r["config"]["noise"] == 0.8), key=lambda r: r["config"]["opt"])
-    address = compare.page([find_run(folder / "runs", run["key"]) for run in (sgd, sam)])
+    address = pages.comparison([find_run(folder / "runs", run["key"]) for run in (sgd, sam)])
     assert address is not None
     page = seen(root + address)
     # the figures are in a box that scrolls: the first of them are there
@@ -142,6 +142,13 @@ def test_the_report_renders_offline(folder: Path, seen: Callable[[str], str]) ->
     path = folder / "reports" / "small" / "report.html"
     assert not re.search(r"""(src|href)=["'](https?:)?//""", path.read_text())
     page = seen(path.as_uri())
-    for words in ("Study small", "Test accuracy at the last epoch", "noise rate", "gradient evaluations", "SGD", "SAM"):
+    for words in (
+        "Study small",
+        "Test accuracy at the last epoch",
+        "noise rate",
+        "gradient evaluations",
+        "SGD",
+        "SAM",
+    ):
         assert words in page
     assert page.count("<svg") >= 4

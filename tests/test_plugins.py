@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from noisysam import cli, fit, plugins
-from noisysam.config import RunConfig, validate
-from noisysam.errors import UserError
+from noisysam import cli, fit
+from noisysam.core import plugins
+from noisysam.core.errors import UserError
 from noisysam.methods import METHODS
+from noisysam.runs.config import RunConfig, validate
 
 PLUGIN = '''
 from noisysam.methods import METHODS, Method

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from noisysam.records import RunFolder
+from noisysam.runs.record import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ import sys
 import time
 from pathlib import Path
 
-from noisysam.records import RunFolder
+from noisysam.runs.record import RunFolder
 from noisysam.tracking import Tracker
 
 number, store, uri, runs, epochs = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])

@@ -12,13 +12,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from noisysam import metrics
-from noisysam.config import RunConfig
-from noisysam.data import Dataset
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
+from noisysam.core.files import read_json, write_json
+from noisysam.data.datasets import Dataset
 from noisysam.probes import PROBES, Probe, Subject, base, load, probe, scalars
-from noisysam.records import find_run, read_json, write_json
-from noisysam.train import fit
+from noisysam.runs.config import RunConfig
+from noisysam.runs.record import find_run
+from noisysam.training import metrics
+from noisysam.training.fit import fit
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import re
 import pandas as pd
 import pytest
 
-from noisysam.config import RunConfig
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
 from noisysam.report import published as module
 from noisysam.report.published import RULES, layout, notes, published, source, tables, title
+from noisysam.runs.config import RunConfig
 
 COLUMNS = (
     "source", "table", "arxiv", "dataset", "noise_type", "backbone", "selection", "row", "noise", "value", "sd", "n",

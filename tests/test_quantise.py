@@ -14,12 +14,12 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
 from noisysam import models
-from noisysam.config import RunConfig
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
 from noisysam.probes import Subject, load
 from noisysam.probes import quantise as q
 from noisysam.probes.base import choices
-from noisysam.train import fit
+from noisysam.runs.config import RunConfig
+from noisysam.training.fit import fit
 
 
 def options(**values: Any) -> q.QuantiseOptions:

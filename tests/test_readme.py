@@ -9,9 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 import noisysam
-from noisysam import listing, optim
+from noisysam import optim
+from noisysam.cli import catalogue
+from noisysam.core.objective import Objective
+from noisysam.core.task import Rows, Task
 from noisysam.methods import METHODS, Method, Options
-from noisysam.objective import Objective, Rows, Task
 from noisysam.optim import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +23,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.parametrize("page", ["README.md", "reports/optimizers.md", "reports/methods.md"])
 def test_generated_parts_are_up_to_date(page: str) -> None:
     text = (ROOT / page).read_text()
-    assert listing.generated(text, (ROOT / page).parent) == text, "run `make readme`"
+    assert catalogue.generated(text, (ROOT / page).parent) == text, "run `make readme`"
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_generated_parts_are_up_to_date(page: str) -> None:
 )
 def test_everything_is_in_a_ledger(page: str, name: str, item: object) -> None:
     """With its equation and how it is checked at least."""
-    found = listing.ledger(item)
+    found = catalogue.ledger(item)
     assert {"Equation", "Checked"} <= set(found)
     lines = (ROOT / f"reports/{page}.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith(f"| `{name}`"))
@@ -40,7 +42,7 @@ def test_everything_is_in_a_ledger(page: str, name: str, item: object) -> None:
 
 def test_every_component_is_listed() -> None:
     for what in ("methods", "optimizers"):
-        for entry in listing.entries(what):
+        for entry in catalogue.entries(what):
             assert f"| `{entry['name']}` |" in README
 
 

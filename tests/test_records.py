@@ -14,9 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisysam import records
-from noisysam.errors import RunFailed, UserError
-from noisysam.records import RECORD_SCHEMA, RunFolder, atomic, export_study, file_digest, import_study
+from noisysam.core import files
+from noisysam.core.errors import RunFailed, UserError
+from noisysam.core.files import atomic, file_digest
+from noisysam.runs import record as record_files
+from noisysam.runs.record import RECORD_SCHEMA, RunFolder
+from noisysam.runs.transfer import export_study, import_study
 
 numbers = st.none() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False)
 lines = st.lists(st.dictionaries(st.sampled_from("abcdef"), numbers, min_size=1), min_size=1, max_size=6)
@@ -55,12 +58,12 @@ def test_atomic_keeps_the_old_content_on_a_fault(tmp_path: Path) -> None:
 
 def test_json_is_strict(tmp_path: Path) -> None:
     content = {"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": (1, 2), "e": "nan", "f": None, "g": 1e-300}
-    records.write_json(tmp_path / "x.json", content)
+    files.write_json(tmp_path / "x.json", content)
     text = (tmp_path / "x.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
     expected = {"a": None, "b": [1.5, None, {"c": None}], "d": [1, 2], "e": "nan", "f": None, "g": 1e-300}
-    assert records.read_json(tmp_path / "x.json") == expected
+    assert files.read_json(tmp_path / "x.json") == expected
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b'{"a": 1} more'])
@@ -68,7 +71,7 @@ def test_faulty_json_is_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.json") as caught:
-        records.read_json(path)
+        files.read_json(path)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -122,7 +125,7 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     """However it ends: a lock is no file that somebody must remove."""
     code = (
         "import os, pathlib, signal\n"
-        "from noisysam.records import RunFolder\n"
+        "from noisysam.runs.record import RunFolder\n"
         f"with RunFolder(pathlib.Path({str(tmp_path)!r}), 'abc').lock():\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -157,7 +160,7 @@ def store(tmp_path: Path) -> Path:
     (store / "labels" / f"{'9' * 16}.npz").write_bytes(b"labels")
     cells = [{"row": "a", "seed": n, "key": key * 16, "config": {}} for n, key in enumerate("fe0")]
     plan = {"schema": RECORD_SCHEMA, "name": "s", "file": "rows: {}", "cells": cells}
-    records.write_json(records.study_path(store, "s"), plan)
+    files.write_json(record_files.study_path(store, "s"), plan)
     return store
 
 
@@ -166,11 +169,11 @@ def tree(folder: Path) -> set[str]:
 
 
 def test_study_records(store: Path) -> None:
-    found = list(records.study_records(store, "s"))
+    found = list(record_files.study_records(store, "s"))
     assert [cell["seed"] for cell, _ in found] == [0, 1, 2]
     assert [record and record["status"] for _, record in found] == ["finished", "failed", None]
     with pytest.raises(UserError, match=r"no study 't' in .* \(known: s\)"):
-        records.load_study(store, "t")
+        record_files.load_study(store, "t")
 
 
 def test_export_takes_what_is_finished(store: Path, tmp_path: Path) -> None:
@@ -229,8 +232,8 @@ def test_import_takes_nothing_where_a_file_is_not_as_listed(
 
 
 def test_two_studies_in_one_folder(store: Path, tmp_path: Path) -> None:
-    plan = records.load_study(store, "s")
-    records.write_json(records.study_path(store, "t"), {**plan, "name": "t"})
+    plan = record_files.load_study(store, "s")
+    files.write_json(record_files.study_path(store, "t"), {**plan, "name": "t"})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("by hand")
     for name in ("s", "t"):
@@ -243,7 +246,7 @@ def test_results_of_probes_go_along_without_their_pictures(store: Path, tmp_path
     """They are exported and taken; a finished run that is there already gets those that it lacks, and keeps its own."""
     place = store / ("f" * 16) / "probes"
     for name, content in (("sharpness", {"schema": 1, "probe": "sharpness"}), ("old", {"schema": 0})):
-        records.write_json(place / f"{name}.json", content)
+        files.write_json(place / f"{name}.json", content)
     (place / "sharpness-density.png").write_bytes(b"picture")
     export_study(store, "s", tmp_path / "out")
     taken = {f"{'f' * 16}/probes/{name}.json" for name in ("old", "sharpness")}
@@ -251,7 +254,7 @@ def test_results_of_probes_go_along_without_their_pictures(store: Path, tmp_path
     import_study(tmp_path / "out", tmp_path / "new")
     folder = RunFolder(tmp_path / "new", "f" * 16)
     assert folder.probes == [{"schema": 1, "probe": "sharpness"}]
-    records.write_json(folder.path / "probes" / "old.json", {"schema": 1, "probe": "old"})
+    files.write_json(folder.path / "probes" / "old.json", {"schema": 1, "probe": "old"})
     (folder.path / "probes" / "sharpness.json").unlink()
     assert import_study(tmp_path / "out", tmp_path / "new") == 0
     assert [content["probe"] for content in folder.probes] == ["old", "sharpness"]

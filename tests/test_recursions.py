@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from noisysam.objective import Net, Objective, Task, WithFeatures
+from noisysam.core.network import Net, WithFeatures
+from noisysam.core.objective import Objective
+from noisysam.core.task import Task
 from noisysam.optim import OPTIMIZERS
 
 Array = npt.NDArray[np.float64]

@@ -16,24 +16,24 @@ from scipy import stats
 from torch import Tensor
 
 from noisysam import fit, methods
-from noisysam.config import RunConfig
-from noisysam.data import Dataset
-from noisysam.loader import Batch, Loader
-from noisysam.methods import Facts, dynamic, selc, stages
-from noisysam.methods.base import Study
-from noisysam.objective import Task
-from noisysam.problem import prepare
-from noisysam.records import RunFolder
-from noisysam.train import Training
+from noisysam.core.task import Task
+from noisysam.data.datasets import Dataset
+from noisysam.data.loader import Batch, Loader
+from noisysam.methods import RunInfo, incv, m_dyr_h, o2u, selc
+from noisysam.methods.base import StageContext
+from noisysam.runs.config import RunConfig
+from noisysam.runs.problem import prepare
+from noisysam.runs.record import RunFolder
+from noisysam.training.loop import Training
 
 CPU = torch.device("cpu")
-NAMES = {"m-dyr-h": dynamic.DynamicBootstrap, "selc": selc.SELC, "o2u": stages.O2U, "incv": stages.INCV}
+NAMES = {"m-dyr-h": m_dyr_h.DynamicBootstrap, "selc": selc.SELC, "o2u": o2u.O2U, "incv": incv.INCV}
 Configure = Callable[..., RunConfig]
 
 
 def make(name: str, samples: int = 12, classes: int = 3, epochs: int = 10, rate: float | None = None, **o: Any) -> Any:
     """A method at the start of a run, with seeded draws."""
-    facts = Facts(samples=samples, classes=classes, epochs=epochs, device=CPU, rate=rate)
+    facts = RunInfo(samples=samples, classes=classes, epochs=epochs, device=CPU, rate=rate)
     method = methods.compose(name)(methods.options(name, o), facts)
     method.generator, method.rng = torch.Generator().manual_seed(1), np.random.default_rng(2)
     return method
@@ -81,16 +81,16 @@ def test_em_in_scipy() -> None:
             a[k] = mean * (mean * (1 - mean) / variance - 1)
             b[k] = a[k] * (1 - mean) / mean
         w = r.sum(1) / len(x)
-    found = dynamic.fit_beta_mixture(torch.from_numpy(x))
+    found = m_dyr_h.fit_beta_mixture(torch.from_numpy(x))
     for value, expected in zip(found, (w, a, b), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-8)
     joint = np.stack([w[k] * stats.beta.pdf(x, a[k], b[k]) for k in range(2)])
-    np.testing.assert_allclose(dynamic.posterior(torch.from_numpy(x), *found).T, joint / joint.sum(0), rtol=1e-6)
+    np.testing.assert_allclose(m_dyr_h.posterior(torch.from_numpy(x), *found).T, joint / joint.sum(0), rtol=1e-6)
 
 
 def test_em_finds_the_mixture_that_was_drawn() -> None:
     x, second = drawn()
-    weight, alpha, beta = dynamic.fit_beta_mixture(x, steps=50)
+    weight, alpha, beta = m_dyr_h.fit_beta_mixture(x, steps=50)
     np.testing.assert_allclose(weight, [0.7, 0.3], atol=0.02)
     np.testing.assert_allclose(alpha, [2, 8], rtol=0.15)
     np.testing.assert_allclose(beta, [12, 3], rtol=0.15)
@@ -101,7 +101,7 @@ def test_em_finds_the_mixture_that_was_drawn() -> None:
         )
 
     assert likelihood(weight, alpha, beta) > likelihood([0.7, 0.3], [2, 8], [12, 3]) - 1e-3
-    assert ((dynamic.posterior(x, weight, alpha, beta)[:, 1] > 0.5).numpy() == second).mean() > 0.97
+    assert ((m_dyr_h.posterior(x, weight, alpha, beta)[:, 1] > 0.5).numpy() == second).mean() > 0.97
 
 
 def test_losses_of_wrong_labels_are_found() -> None:
@@ -109,12 +109,12 @@ def test_losses_of_wrong_labels_are_found() -> None:
     x, second = drawn(2000)
     losses = (5 * x).float()
     losses[:3], second[:3] = 40.0, True  # outliers
-    p = dynamic.probability_noisy(losses)
+    p = m_dyr_h.probability_noisy(losses)
     assert p.shape == losses.shape
     assert p.dtype == losses.dtype
     assert ((p > 0.5).numpy() == second).mean() > 0.97
     assert (p[:3] == p.max()).all()
-    torch.testing.assert_close(dynamic.probability_noisy(3 * losses + 2), p, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(m_dyr_h.probability_noisy(3 * losses + 2), p, rtol=1e-3, atol=1e-3)
 
 
 def test_the_largest_losses_are_never_won_back() -> None:
@@ -124,11 +124,11 @@ def test_the_largest_losses_are_never_won_back() -> None:
     low, high = np.percentile(losses, [5, 95])
     scaled = ((losses - low) / (high - low)).clamp(1e-3, 1 - 1e-3)
     inner = scaled[(losses >= low) & (losses <= high)]
-    weight, alpha, beta = dynamic.fit_beta_mixture(inner)
+    weight, alpha, beta = m_dyr_h.fit_beta_mixture(inner)
     means = alpha / (alpha + beta)
-    plain = dynamic.posterior(scaled, weight, alpha, beta)[:, int(means.argmax())]
+    plain = m_dyr_h.posterior(scaled, weight, alpha, beta)[:, int(means.argmax())]
     assert plain[losses.argmax()] < plain.max() - 0.2, "choose other draws: the tail is not won back"
-    p = dynamic.probability_noisy(losses)
+    p = m_dyr_h.probability_noisy(losses)
     above = scaled >= means.max()
     rising = p[above][scaled[above].argsort()]
     assert (rising.diff() >= 0).all()
@@ -147,13 +147,13 @@ def test_the_largest_losses_are_never_won_back() -> None:
     ],
 )
 def test_losses_that_cannot_be_divided_are_clean(losses: Tensor) -> None:
-    assert torch.equal(dynamic.probability_noisy(losses), torch.zeros_like(losses))
+    assert torch.equal(m_dyr_h.probability_noisy(losses), torch.zeros_like(losses))
 
 
 def test_components_without_width() -> None:
     """Clean samples fitted to the full, as late in a training: still divided."""
     losses = torch.tensor([0.0, 3.0, 0.0] * 20)
-    torch.testing.assert_close(dynamic.probability_noisy(losses), (losses > 1).float())
+    torch.testing.assert_close(m_dyr_h.probability_noisy(losses), (losses > 1).float())
 
 
 @settings(deadline=None, max_examples=40)
@@ -161,10 +161,10 @@ def test_components_without_width() -> None:
 def test_probabilities_go_with_their_samples(values: list[float], seed: int) -> None:
     """In [0, 1], equal for equal losses, and in whatever order the samples come."""
     losses = torch.tensor(values)
-    p = dynamic.probability_noisy(losses)
+    p = m_dyr_h.probability_noisy(losses)
     assert ((p >= 0) & (p <= 1)).all()
     order = torch.randperm(len(losses), generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(dynamic.probability_noisy(losses[order]), p[order], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(m_dyr_h.probability_noisy(losses[order]), p[order], rtol=1e-3, atol=1e-4)
 
 
 # M-DYR-H
@@ -344,7 +344,7 @@ def test_published_options() -> None:
 
 def plans(method: Any) -> list[Any]:
     """The stages of a method whose networks predict nothing of interest."""
-    return list(method.stages(Study(lambda which: torch.zeros(method.facts.samples, method.facts.classes))))
+    return list(method.stages(StageContext(lambda which: torch.zeros(method.info.samples, method.info.classes))))
 
 
 def test_o2u_schedule() -> None:
@@ -362,7 +362,7 @@ def test_o2u_scores_by_hand() -> None:
     """Losses less their mean, summed over the ends of the cycles' epochs; the largest go."""
     method, labels = make("o2u", samples=5, epochs=4, period=2, cyclical=1.0, remove=0.4), torch.tensor([0, 1, 2, 0, 1])
     ends = [normal(5, 3, seed=s).float() for s in range(9)]
-    run = method.stages(Study(lambda which: ends[8]))
+    run = method.stages(StageContext(lambda which: ends[8]))
     number = 0
 
     def predict(k: int, features: bool = False) -> Tensor:
@@ -391,7 +391,7 @@ def test_o2u_keeps_at_least_one(remove: float, kept: int) -> None:
 def test_o2u_is_blind_with_a_rate() -> None:
     """None and multiples of the run's own rate are an oracle's."""
     for option, facts in ((None, ("rate",)), ("0.5x", ("rate",)), (0.2, ())):
-        assert methods.knows("o2u", methods.options("o2u", {"remove": option})) == facts
+        assert methods.noise_facts("o2u", methods.options("o2u", {"remove": option})) == facts
     method = make("o2u", rate=0.5, remove="0.5x")
     method.on_stage(torch.arange(12) % 3)
     assert len(method.kept()) == 9
@@ -403,11 +403,11 @@ def test_o2u_is_blind_with_a_rate() -> None:
 @pytest.mark.parametrize(("noise", "classes"), [(0.0, 10), (0.2, 10), (0.5, 10), (0.4, 2), (0.7, 100)])
 def test_noise_from_agreement(noise: float, classes: int) -> None:
     agreement = (1 - noise) ** 2 + noise**2 / (classes - 1)
-    assert stages.estimated_noise(agreement, classes) == pytest.approx(noise, abs=1e-6)
+    assert incv.estimated_noise(agreement, classes) == pytest.approx(noise, abs=1e-6)
 
 
 def test_noise_from_an_agreement_below_chance() -> None:
-    assert stages.estimated_noise(0.05, 10) == pytest.approx(0.9)
+    assert incv.estimated_noise(0.05, 10) == pytest.approx(0.9)
 
 
 def confident(classes: Tensor) -> Tensor:
@@ -422,7 +422,7 @@ def test_a_division_by_hand() -> None:
     wrong = {0, 4, 8}
 
     def after(trainings: int, remove: float | None) -> set[int]:
-        found = stages.divide(labels, [confident(predicted)] * trainings, 2, remove).tolist()
+        found = incv.divide(labels, [confident(predicted)] * trainings, 2, remove).tolist()
         assert found == sorted(set(found))
         return set(found)
 
@@ -443,13 +443,13 @@ def test_a_division_by_hand() -> None:
 def test_discarding_takes_the_largest_losses() -> None:
     """Eight samples, all judged wrong but two; for each of those one candidate goes, the one judged worst."""
     labels = torch.zeros(8, dtype=torch.long)
-    first = set(stages.divide(labels, [], 2, 1.0).tolist())
+    first = set(incv.divide(labels, [], 2, 1.0).tolist())
     second = sorted(set(range(8)) - first)
     logits = torch.zeros(8, 3)
     logits[:, 1] = torch.arange(1.0, 9.0)  # all wrong, the later the worse
     right = {second[0], min(first)}
     logits[list(right), 0] = 20.0
-    third, fourth = (set(stages.divide(labels, [logits] * k, 2, 1.0).tolist()) for k in (2, 3))
+    third, fourth = (set(incv.divide(labels, [logits] * k, 2, 1.0).tolist()) for k in (2, 3))
     gone = {max(first), max(second)}
     assert third & fourth == right
     assert third | fourth == set(range(8)) - gone
@@ -458,18 +458,18 @@ def test_discarding_takes_the_largest_losses() -> None:
 def test_noise_is_estimated_from_the_first_half() -> None:
     """Agreement 3 of 4 at K = 3: e solves it, and floor(e / (1-e) * 3) = 0 go; with none right all is candidate."""
     labels = torch.zeros(8, dtype=torch.long)
-    second = [i for i in range(8) if i not in stages.divide(labels, [], 1, None).tolist()]
+    second = [i for i in range(8) if i not in incv.divide(labels, [], 1, None).tolist()]
     logits = torch.zeros(8, 3)
     logits[:, 1] = 1.0
     logits[second[:3], 0] = 2.0
     e = (1 - math.sqrt(1 - 1.5 * 0.25)) / 1.5
     assert int(e / (1 - e) * 3) == 0
-    assert stages.divide(labels, [logits] * 2, 1, None).tolist() == second[:3]
+    assert incv.divide(labels, [logits] * 2, 1, None).tolist() == second[:3]
 
 
 def test_nothing_selected_means_all_samples() -> None:
     method, labels = make("incv", iterations=1), torch.arange(12) % 3
-    run = method.stages(Study(lambda which: confident((labels + 1) % 3)))
+    run = method.stages(StageContext(lambda which: confident((labels + 1) % 3)))
     sizes = []
     for stage in run:
         method.on_stage(labels)
@@ -483,7 +483,7 @@ def test_divisions_only_select_what_was_agreed(seed: int, trainings: int, remove
     """Whatever the predictions: distinct places, and for the last training those that some network confirmed."""
     labels = torch.randint(3, (20,), generator=torch.Generator().manual_seed(seed))
     judged = [normal(20, 3, seed=seed + k) for k in range(6)]
-    learnt = stages.divide(labels, judged[:trainings], 3, remove)
+    learnt = incv.divide(labels, judged[:trainings], 3, remove)
     assert len(learnt.unique()) == len(learnt)
     if trainings == 6:
         agreed = torch.stack([z.argmax(1) == labels for z in judged]).any(0)
@@ -491,7 +491,7 @@ def test_divisions_only_select_what_was_agreed(seed: int, trainings: int, remove
 
 
 def test_halves_change_with_the_labels() -> None:
-    one, other = (stages.divide(labels, [], 1, 0.0) for labels in (torch.arange(40) % 3, torch.arange(40) % 4))
+    one, other = (incv.divide(labels, [], 1, 0.0) for labels in (torch.arange(40) % 3, torch.arange(40) % 4))
     assert len(one) == len(other) == 20
     assert not torch.equal(one, other)
 
@@ -660,7 +660,7 @@ def test_a_run_that_is_taken_up_again(
     """Within a late stage, and between two: to the same bits."""
     config, (run, _) = configuration(digits, name), whole(name)
     with pytest.raises(Stop):
-        fit(config, dataset=images, store=tmp_path, watch=Interrupt(stage, epoch))
+        fit(config, dataset=images, store=tmp_path, progress=Interrupt(stage, epoch))
     resumed = fit(config, dataset=images, store=tmp_path)
     left, right = (load_file(folder / "weights.safetensors") for folder in (run.folder.path, resumed.folder))
     assert left.keys() == right.keys()

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from noisysam.errors import UserError
-from noisysam.records import RunFolder, study_path, write_json
+from noisysam.core.errors import UserError
+from noisysam.core.files import write_json
 from noisysam.report import figures, published, read_cells, report, summary_table
 from noisysam.report.document import svg
 from noisysam.report.tables import layout, row_table
+from noisysam.runs.record import RunFolder, study_path
 
 ROWS = {
     "sgd": {"opt": "sgd", "epochs": 2},

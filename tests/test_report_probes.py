@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from noisysam.records import PROBE_SCHEMA, RECORD_SCHEMA, RunFolder, study_path, write_json
-from noisysam.report import looks, probes, read_cells, report
+from noisysam.core.files import write_json
+from noisysam.report import probe_figures, probes, read_cells, report
 from noisysam.report.document import section_markdown
+from noisysam.runs.record import PROBE_SCHEMA, RECORD_SCHEMA, RunFolder, study_path
 
 ROWS, RATES, SEEDS = ("sgd", "sam"), (0.2, 0.4), (0, 1)
 PARTS = ("clean", "noisy", "test")
@@ -131,7 +132,7 @@ def test_tables_are_means_over_the_seeds(store: Path) -> None:
                     all_of = [one[step] for one in all_of]
                 return all_of  # type: ignore[return-value]
 
-            for part, title in looks.TITLES.items():
+            for part, title in probe_figures.TITLES.items():
                 line = sharp[(*place, title)]
                 assert line["n"] == str(len(seeds))
                 assert line["largest eigenvalue"] == printed(values("sharpness", part, "lambda_max"))
@@ -189,26 +190,28 @@ def test_without_flipped_samples_and_with_hostile_names(store: Path, tmp_path: P
     assert "<b>" not in text
     assert table(text, "Probe: mechanism")["_&lt;b>$\\frac{", "symmetric 20 %"]["features, flipped"] == ""
     named = {row: found("landscape", row, 0.2, 0) for row in ("_<b>$\\frac{", "sam")}
-    for drawing in (looks.lines(named), looks.planes(named)):
+    for drawing in (probe_figures.lines(named), probe_figures.planes(named)):
         drawing.savefig(tmp_path / "drawn.png")
 
 
 def test_pictures_show_the_figures() -> None:
     named = {row: found("mechanism", row, 0.2, 0) for row in ROWS}
-    panel = looks.mechanism(named).axes[0]
+    panel = probe_figures.mechanism(named).axes[0]
     for line, results in zip(panel.lines, named.values(), strict=True):
         assert list(line.get_xdata()) == [2, 3]  # of the last stage alone
         assert list(line.get_ydata()) == [m["last_layer_norm"] for m in results["moments"][1:]]
     levels = {row: found("quantise", row, 0.2, 0) for row in ROWS}
-    plain, zero_shot = looks.quantised(levels).axes
+    plain, zero_shot = probe_figures.quantised(levels).axes
     for panel, kind in ((plain, "plain"), (zero_shot, "zero_shot")):
         for line, results in zip(panel.lines, levels.values(), strict=True):
             shares = [results["bits"][b][f"{kind}_accuracy"] for b in ("2", "8")] + [results["accuracy"]]
             assert list(line.get_ydata()) == pytest.approx([100 * share for share in shares])
     for of in levels.values():
         of["bits"] = {b: {"plain_accuracy": level["plain_accuracy"]} for b, level in of["bits"].items()}
-    assert len(looks.quantised(levels).axes) == 1
-    label = looks.densities({"sgd": found("sharpness", "sgd", 0.2, 0)}).axes[2].get_legend_handles_labels()[1][0]
+    assert len(probe_figures.quantised(levels).axes) == 1
+    label = (
+        probe_figures.densities({"sgd": found("sharpness", "sgd", 0.2, 0)}).axes[2].get_legend_handles_labels()[1][0]
+    )
     assert label.startswith(f"sgd: largest {found('sharpness', 'sgd', 0.2, 0)['test']['lambda_max']:.3g}")
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from noisysam import records
-from noisysam.config import RunConfig
 from noisysam.report import report
+from noisysam.runs import transfer
+from noisysam.runs.config import RunConfig
 
 REPORTS = Path(__file__).resolve().parents[1] / "reports"
 STUDIES = sorted(path.parent.name for path in REPORTS.glob("*/records"))
@@ -15,7 +15,7 @@ STUDIES = sorted(path.parent.name for path in REPORTS.glob("*/records"))
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_report_follows_from_the_committed_records(study: str, tmp_path: Path) -> None:
-    assert records.import_study(REPORTS / study / "records", tmp_path / "runs") > 0
+    assert transfer.import_study(REPORTS / study / "records", tmp_path / "runs") > 0
     report(tmp_path / "runs", study, tmp_path)
     for name in ("report.md", "results.csv", "table.csv"):
         assert (tmp_path / study / name).read_text() == (REPORTS / study / name).read_text(), (

@@ -21,11 +21,12 @@ from typing import Any
 
 import pytest
 
-from noisysam import checkpoint, cli
-from noisysam.config import RunConfig, validate
-from noisysam.errors import UserError
-from noisysam.records import RunFolder
-from noisysam.train import fit
+from noisysam import cli
+from noisysam.core.errors import UserError
+from noisysam.runs.config import RunConfig, validate
+from noisysam.runs.record import RunFolder
+from noisysam.training import checkpoint
+from noisysam.training.fit import fit
 
 KILLS = int(os.environ.get("NOISYSAM_KILLS", "2"))
 MEASURED = ("time", "seconds", "per_second")  # endings of the columns that differ from run to run
@@ -66,7 +67,9 @@ def spawn(tmp_path_factory: pytest.TempPathFactory) -> Spawn:
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     slow = ["torch._dynamo", "sklearn.datasets", "torchmetrics.classification"]  # what a first run imports
-    context.set_forkserver_preload(["noisysam.train", "noisysam.sweep", "noisysam.progress", *slow])
+    context.set_forkserver_preload(
+        ["noisysam.training.fit", "noisysam.studies.sweep", "noisysam.training.progress", *slow]
+    )
     common = tmp_path_factory.mktemp("spawned") / "log"
 
     def start(arguments: list[str], log: Path = common) -> BaseProcess:
@@ -256,7 +259,7 @@ def stopped(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("stopped")
     fit(config, store=folder / "whole")
     with pytest.raises(KeyboardInterrupt):
-        fit(config, store=folder / "part", watch=Stop(2))
+        fit(config, store=folder / "part", progress=Stop(2))
     return folder / "part", bits(folder / "whole")
 
 

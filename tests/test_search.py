@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from noisysam import cli, search, study
-from noisysam.config import RunConfig
-from noisysam.engines import Outcome
-from noisysam.errors import UserError
-from noisysam.records import RECORD_SCHEMA, RunFolder
-from noisysam.search import Range, Row
-from noisysam.study import Cell
+from noisysam import cli
+from noisysam.core.errors import UserError
+from noisysam.runs.config import RunConfig
+from noisysam.runs.record import RECORD_SCHEMA, RunFolder
+from noisysam.studies import plan as plans
+from noisysam.studies import study_file, tuning
+from noisysam.studies.engines.base import CellOutcome
+from noisysam.studies.plan import Cell
+from noisysam.studies.tuning import Range, Row
 
 pytest.importorskip("optuna")
 
@@ -46,7 +48,7 @@ class Trainer:
         self.store, self.limit = store, limit
         self.batches: list[list[Cell]] = []
 
-    def __call__(self, cells: list[Cell]) -> list[Outcome]:
+    def __call__(self, cells: list[Cell]) -> list[CellOutcome]:
         self.batches.append(cells)
         failed = []
         for cell in cells:
@@ -58,7 +60,7 @@ class Trainer:
             record = {"schema": RECORD_SCHEMA, "key": cell.key, "status": "finished", "results": {"last": 1 - value}}
             folder = RunFolder(self.store, cell.key)
             if cell.config.lr > 0.9:
-                failed.append(Outcome(cell, "failed", "diverged"))
+                failed.append(CellOutcome(cell, "failed", "diverged"))
                 record["status"] = "failed"
             folder.write(record)
             lines = [{"stage": 0, "epoch": k, "val_accuracy": v, "test_accuracy": 1 - value}
@@ -72,7 +74,7 @@ class Trainer:
 
 
 def rows_of(path: Path, store: Path, text: str = LR) -> list[Row]:
-    return search.rows(path, study.plan(path), Range.parse(text), store)
+    return tuning.rows(path, plans.plan(path), Range.parse(text), store)
 
 
 def values(row: Row) -> list[float]:
@@ -149,7 +151,7 @@ def test_what_cannot_be_searched(text: str, asked: str, fault: str, path: Path, 
 
 def test_every_row_has_the_same_budget(path: Path, tmp_path: Path) -> None:
     rows, train = rows_of(path, tmp_path), Trainer(tmp_path)
-    assert search.search(rows, 8, tmp_path, 1, train)
+    assert tuning.search(rows, 8, tmp_path, 1, train)
     assert [len(row.trials("COMPLETE", "PRUNED")) for row in rows] == [8, 8]
     assert len(train.cells) == 2 * 8 * 2, "rows, trials, noise rates"
     assert {cell.config.seed for cell in train.cells} == {3}, "the study's first seed"
@@ -158,8 +160,8 @@ def test_every_row_has_the_same_budget(path: Path, tmp_path: Path) -> None:
     assert all(0.01 <= value <= 1 for row in rows for value in values(row))
     keys = {(c.config.opt, c.config.lr, c.config.noise): c.key for c in train.cells}
     for cell in train.cells:  # ordinary runs
-        assert cell.key == cell.config.key(study.Digests()(cell.config)) == keys[c_place(cell)]
-    assert search.search(rows, 8, tmp_path, 1, train)
+        assert cell.key == cell.config.key(plans.Digests()(cell.config)) == keys[c_place(cell)]
+    assert tuning.search(rows, 8, tmp_path, 1, train)
     assert len(train.cells) == 32, "nothing more to do"
 
 
@@ -170,7 +172,7 @@ def c_place(cell: Cell) -> tuple[str, float, float]:
 def test_validation_at_the_last_epoch_decides(path: Path, tmp_path: Path) -> None:
     """Not the test set, whose accuracies are the other way round, and not the best epoch."""
     rows = rows_of(path, tmp_path)
-    search.search(rows, 12, tmp_path, 1, Trainer(tmp_path))
+    tuning.search(rows, 12, tmp_path, 1, Trainer(tmp_path))
     for row, optimum in zip(rows, (0.1, 0.03), strict=True):
         best = row.best()
         assert best is not None
@@ -183,20 +185,20 @@ def test_validation_at_the_last_epoch_decides(path: Path, tmp_path: Path) -> Non
 
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(path: Path, tmp_path: Path) -> None:
     whole = rows_of(path, tmp_path / "whole")
-    search.search(whole, 6, tmp_path / "whole", 1, Trainer(tmp_path / "whole"))
+    tuning.search(whole, 6, tmp_path / "whole", 1, Trainer(tmp_path / "whole"))
     store = tmp_path / "parts"
     for limit in (3, 1, 7):  # runs until the time is up
-        assert not search.search(rows_of(path, store), 6, store, 1, Trainer(store, limit))
+        assert not tuning.search(rows_of(path, store), 6, store, 1, Trainer(store, limit))
     train = Trainer(store)
     rows = rows_of(path, store)
-    assert search.search(rows, 6, store, 1, train)
+    assert tuning.search(rows, 6, store, 1, train)
     assert [values(row) for row in rows] == [values(row) for row in whole]
     assert [row.best() for row in rows] == [row.best() for row in whole]
 
 
 def test_failed_trials_count_and_never_win(path: Path, tmp_path: Path) -> None:
     rows = rows_of(path, tmp_path, "lr=0.85:1")
-    assert search.search(rows, 6, tmp_path, 1, Trainer(tmp_path))
+    assert tuning.search(rows, 6, tmp_path, 1, Trainer(tmp_path))
     for row in rows:
         assert len(row.trials("PRUNED")) == sum(value > 0.9 for value in values(row)) > 0
         best = row.best()
@@ -205,12 +207,12 @@ def test_failed_trials_count_and_never_win(path: Path, tmp_path: Path) -> None:
 
 def test_several_trials_at_once_where_there_is_room(path: Path, tmp_path: Path) -> None:
     train = Trainer(tmp_path)
-    search.search(rows_of(path, tmp_path), 6, tmp_path, 8, train)
+    tuning.search(rows_of(path, tmp_path), 6, tmp_path, 8, train)
     assert [len(batch) for batch in train.batches] == [8, 8, 8], "two trials of two rows at two rates"
 
 
 def test_another_range_or_study_is_another_search(path: Path, tmp_path: Path) -> None:
-    search.search(rows_of(path, tmp_path), 2, tmp_path, 1, Trainer(tmp_path))
+    tuning.search(rows_of(path, tmp_path), 2, tmp_path, 1, Trainer(tmp_path))
     assert [len(row.trials()) for row in rows_of(path, tmp_path)] == [2, 2]
     assert all(not row.trials("COMPLETE") for row in rows_of(path, tmp_path, "lr=0.01:2:log"))
     path.write_text(STUDY.replace("epochs: 2", "epochs: 3"))
@@ -219,14 +221,14 @@ def test_another_range_or_study_is_another_search(path: Path, tmp_path: Path) ->
 
 def test_the_tuned_study(path: Path, tmp_path: Path) -> None:
     """The study itself, but for the values that were found."""
-    found = [search.Best("SAM", 0.05, 0.8, 0.7, 3)]
+    found = [tuning.Best("SAM", 0.05, 0.8, 0.7, 3)]
     target = tmp_path / "one-lr.yaml"
-    target.write_text(search.tuned(path, target, Range.parse(LR), found, study.plan(path)))
+    target.write_text(tuning.tuned(path, target, Range.parse(LR), found, plans.plan(path)))
     assert "include: one.yaml" in target.read_text()
     expected = STUDY.replace("{opt: sam}", "{opt: sam, lr: 0.05}")
     path.with_name("other.yaml").write_text(expected)
-    assert [c.key for c in study.plan(target)] == [c.key for c in study.plan(path.with_name("other.yaml"))]
-    assert study.read(target).retries == 1
+    assert [c.key for c in plans.plan(target)] == [c.key for c in plans.plan(path.with_name("other.yaml"))]
+    assert study_file.read(target).retries == 1
 
 
 def test_options_of_the_tuned_study_are_kept_whole(path: Path, tmp_path: Path) -> None:
@@ -234,10 +236,10 @@ def test_options_of_the_tuned_study_are_kept_whole(path: Path, tmp_path: Path) -
         STUDY.replace("{opt: sam}", "{method: mixup, method_option: {alpha: 8}, opt: asam, opt_option: {eta: 0.02}}")
     )
     asked, target = Range.parse("opt_option.rho=0.1:2"), tmp_path / "one-rho.yaml"
-    found = [search.Best("SAM", 0.7, 0.8, None, 3)]
-    target.write_text(search.tuned(path, target, asked, found, study.plan(path)))
+    found = [tuning.Best("SAM", 0.7, 0.8, None, 3)]
+    target.write_text(tuning.tuned(path, target, asked, found, plans.plan(path)))
     (config,) = [
-        c.config for c in study.plan(target) if c.row == "SAM" and c.config.noise == 0.2 and c.config.seed == 3
+        c.config for c in plans.plan(target) if c.row == "SAM" and c.config.noise == 0.2 and c.config.seed == 3
     ]
     assert config.opt_option == {"eta": 0.02, "rho": 0.7}
     assert config.method_option == {"alpha": 8}
@@ -260,7 +262,7 @@ def test_the_command(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert len(list(Path("runs").glob("*/record.json"))) == 2
     assert texts[0].startswith("SAM: lr ")
     assert texts[0].endswith("2 trials\nnoisysam sweep one-lr.yaml\n")
-    first = {c.config.seed: c for c in study.plan(Path("one-lr.yaml"))}[3]
+    first = {c.config.seed: c for c in plans.plan(Path("one-lr.yaml"))}[3]
     assert (Path("runs") / first.key / "record.json").exists()
     assert not list(Path("runs").glob("studies/*.json")), "the study's plan is not touched"
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from noisysam import fit, methods
-from noisysam.config import RunConfig, validate
-from noisysam.data import Dataset
-from noisysam.errors import UserError
-from noisysam.loader import Batch
-from noisysam.methods import Facts, gradients, mentor, selection  # noqa: F401  (they register)
-from noisysam.objective import Task
-from noisysam.records import RunFolder
+from noisysam.core.errors import UserError
+from noisysam.core.task import Task
+from noisysam.data.datasets import Dataset
+from noisysam.data.loader import Batch
+from noisysam.methods import RunInfo
+from noisysam.runs.config import RunConfig, validate
+from noisysam.runs.record import RunFolder
 
 CPU = torch.device("cpu")
 INF, NAN = math.inf, math.nan
@@ -29,7 +29,7 @@ INF, NAN = math.inf, math.nan
 
 def make(name: str, rate: float | None = None, epochs: int = 10, classes: int = 3, **options: Any) -> Any:
     """A method at the start of a stage, with seeded draws."""
-    facts = Facts(samples=12, classes=classes, epochs=epochs, device=CPU, rate=rate)
+    facts = RunInfo(samples=12, classes=classes, epochs=epochs, device=CPU, rate=rate)
     method = methods.compose(name)(methods.options(name, options), facts)
     method.generator, method.rng = torch.Generator().manual_seed(1), np.random.default_rng(2)
     method.on_stage(torch.arange(12) % classes)
@@ -240,9 +240,9 @@ def test_published_options_of_the_selecting_methods() -> None:
 @pytest.mark.parametrize("name", ["co-teaching+", "jocor", "cdr"])
 def test_oracle_only_without_a_rate(name: str) -> None:
     option = "rate" if name == "cdr" else "forget_rate"
-    assert methods.knows(name, methods.options(name, {})) == ("rate",)
-    assert methods.knows(name, methods.options(name, {option: "0.5x"})) == ("rate",)
-    assert methods.knows(name, methods.options(name, {option: 0.2})) == ()
+    assert methods.noise_facts(name, methods.options(name, {})) == ("rate",)
+    assert methods.noise_facts(name, methods.options(name, {option: "0.5x"})) == ("rate",)
+    assert methods.noise_facts(name, methods.options(name, {option: 0.2})) == ()
 
 
 # NTS
@@ -400,12 +400,12 @@ def test_cdr_keeps_the_critical_share() -> None:
     grads = [torch.tensor([[4.0, -1.0], [1.0, 0.1]]), torch.tensor([0.1, 0.2]), torch.tensor([[1.0, -1.0]])]
     # worth: 4, 2, 3, 0.4 and 10, 20
     method = make("cdr", rate=0.5, ramp=0, scale=False)
-    across = method.edit(grads, params)
+    across = method.transform_gradient(grads, params)
     assert [g.tolist() for g in across] == [[[4, 0], [0, 0]], pytest.approx([0.1, 0.2]), [[1, -1]]]
     method = make("cdr", rate=0.5, ramp=0, scale=False, within="tensor")
-    inside = method.edit(grads, params)
+    inside = method.transform_gradient(grads, params)
     assert [g.tolist() for g in inside] == [[[4, 0], [1, 0]], pytest.approx([0.1, 0.2]), [[0, -1]]]
-    scaled = make("cdr", rate=0.5, ramp=0).edit(grads, params)
+    scaled = make("cdr", rate=0.5, ramp=0).transform_gradient(grads, params)
     assert [g.tolist() for g in scaled] == [[[2, 0], [0, 0]], pytest.approx([0.1, 0.2]), [[0.5, -0.5]]]
 
 
@@ -414,7 +414,7 @@ def test_cdr_leaves_out_more_and_more(ramp: int, epoch: int, share: float) -> No
     method = make("cdr", rate=0.6, ramp=ramp)
     method.epoch = epoch
     params, grads = [draws(20, 5)], [draws(20, 5, seed=1)]
-    (edited,) = method.edit(grads, params)
+    (edited,) = method.transform_gradient(grads, params)
     worth = np.abs((params[0] * grads[0]).numpy()).flatten()
     kept = np.argsort(worth)[len(worth) - round(100 * share) :]
     expected = np.zeros(100)
@@ -425,22 +425,22 @@ def test_cdr_leaves_out_more_and_more(ramp: int, epoch: int, share: float) -> No
 @pytest.mark.parametrize("within", ["network", "tensor"])
 def test_cdr_at_rate_zero_changes_nothing(within: str) -> None:
     params, grads = [draws(3, 2), draws(4), torch.zeros(2, 2).double()], [draws(3, 2, seed=1), draws(4), draws(2, 2)]
-    edited = make("cdr", rate=0.0, ramp=0, within=within).edit(grads, params)
+    edited = make("cdr", rate=0.0, ramp=0, within=within).transform_gradient(grads, params)
     assert all(torch.equal(a, b) for a, b in zip(edited, grads, strict=True))
 
 
 def test_cdr_keeps_at_least_one_weight_and_ranks_nothing_without_matrices() -> None:
     method = make("cdr", rate=0.9, ramp=0, within="tensor", scale=False)
-    (edited,) = method.edit([torch.tensor([[1.0, 3.0, 2.0]])], [torch.ones(1, 3)])
+    (edited,) = method.transform_gradient([torch.tensor([[1.0, 3.0, 2.0]])], [torch.ones(1, 3)])
     assert edited.tolist() == [[0, 3, 0]]
-    (edited,) = make("cdr", rate=0.9, ramp=0).edit([torch.ones(3)], [torch.ones(3)])
+    (edited,) = make("cdr", rate=0.9, ramp=0).transform_gradient([torch.ones(3)], [torch.ones(3)])
     assert edited.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])
 def test_cdr_does_not_hide_what_is_not_finite(bad: float) -> None:
     grads, params = [torch.tensor([[bad, 1.0, 2.0, 3.0]])], [torch.tensor([[0.0, 1.0, 1.0, 1.0]])]
-    (edited,) = make("cdr", rate=0.5, ramp=0).edit(grads, params)
+    (edited,) = make("cdr", rate=0.5, ramp=0).transform_gradient(grads, params)
     assert not torch.isfinite(edited).all()
 
 
@@ -520,7 +520,7 @@ def test_interrupted_mentormix_keeps_its_averages(
     config = digits(method="mentormix", method_option={"burn_in": 0.0}, train_subset=None, val_fraction=0.0)
     whole = fit(config, dataset=tiny, store=tmp_path / "whole")
     with pytest.raises(Stop):
-        fit(config, dataset=tiny, store=tmp_path / "parts", watch=Interrupt())
+        fit(config, dataset=tiny, store=tmp_path / "parts", progress=Interrupt())
     assert fit(config, dataset=tiny, store=tmp_path / "parts").record["results"] == whole.record["results"]
 
 

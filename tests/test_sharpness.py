@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call
 
-from noisysam.config import RunConfig
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
 from noisysam.probes import Subject, load
 from noisysam.probes.sharpness import (
     Loss,
@@ -29,8 +28,9 @@ from noisysam.probes.sharpness import (
     spectrum,
     worst_case,
 )
-from noisysam.report.looks import density
-from noisysam.train import fit
+from noisysam.report.probe_figures import density
+from noisysam.runs.config import RunConfig
+from noisysam.training.fit import fit
 
 
 class Small:

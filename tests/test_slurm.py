@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
-from noisysam import engines, study, sweep
-from noisysam.engines import Outcome, Slurm
-from noisysam.records import RunFolder
-from noisysam.study import Cell
-from noisysam.sweep import TrainCell
+from noisysam.runs.record import RunFolder
+from noisysam.studies import plan as plans
+from noisysam.studies import state as states
+from noisysam.studies.engines import slurm as slurm_engine
+from noisysam.studies.engines.base import CellOutcome
+from noisysam.studies.engines.slurm import Slurm
+from noisysam.studies.plan import Cell
+from noisysam.studies.sweep import TrainCell
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +84,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin")
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", str(Path(study.__file__).parents[1]))
+        patch.setenv("PYTHONPATH", str(Path(plans.__file__).parents[2]))
         daemons = []
         try:
             for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D"]):
@@ -121,7 +124,7 @@ def until(reached: Callable[[], object]) -> None:
 
 def plan(folder: Path, epochs: int, *rows: str) -> list[Cell]:
     (folder / "one.yaml").write_text(STUDY.format(epochs=epochs, rows="\n".join(rows)))
-    return study.plan(folder / "one.yaml")
+    return plans.plan(folder / "one.yaml")
 
 
 @pytest.fixture
@@ -166,7 +169,7 @@ def job_of(folder: Path, cell: Cell) -> str:
 def is_whole(folder: Path, cell: Cell) -> bool:
     """Whether a cell ended with the bits of a run that nothing disturbed."""
     weights = [folder / store / cell.key / "weights.safetensors" for store in ("runs", "plain")]
-    assert TrainCell(folder / "plain", threads=1)(cell) == Outcome(cell, "finished")
+    assert TrainCell(folder / "plain", threads=1)(cell) == CellOutcome(cell, "finished")
     return weights[0].read_bytes() == weights[1].read_bytes()
 
 
@@ -186,7 +189,7 @@ def test_a_study_with_a_failure_and_a_requeue(
     assert process.returncode == 1, err
     assert "1 of 2 cells failed" in err
     assert "diverged in epoch 1" in err
-    assert (sweep.state(bad, tmp_path / "runs"), sweep.state(sam, tmp_path / "runs")) == ("failed", "finished")
+    assert (states.state(bad, tmp_path / "runs"), states.state(sam, tmp_path / "runs")) == ("failed", "finished")
     assert "Restarts=1" in told("scontrol", "show", "job", job)
     assert is_whole(tmp_path, sam)
     assert epochs(tmp_path, sam) == EPOCHS
@@ -215,21 +218,21 @@ def test_the_driver_is_stopped(cluster: None, tmp_path: Path, driver: Callable[[
 
 def test_a_job_that_is_lost(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelled from outside: told as failed, though no sacct can say so; the other cell is not concerned."""
-    monkeypatch.setattr(engines, "QUEUE", 0.5)
+    monkeypatch.setattr(slurm_engine, "QUEUE", 0.5)
     sgd, sam = plan(tmp_path, 2, SGD.replace("}", ", epochs: 5000}"), SAM)
-    outcomes: list[Outcome] = []
+    outcomes: list[CellOutcome] = []
     for outcome in Slurm(tmp_path / "runs" / "slurm").map(TrainCell(tmp_path / "runs", threads=1), [sgd, sam]):
         outcomes.append(outcome)
         if len(outcomes) == 1:
             until(lambda: epochs(tmp_path, sgd) >= 1)
             subprocess.run(["scancel", job_of(tmp_path, sgd)], check=True)
-    assert outcomes[0] == Outcome(sam, "finished")
+    assert outcomes[0] == CellOutcome(sam, "finished")
     assert (outcomes[1].cell, outcomes[1].state) == (sgd, "failed")
     assert "its job was lost" in str(outcomes[1].error)
 
 
 def test_more_cells_than_an_array_holds(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "ARRAY", 2)
+    monkeypatch.setattr(slurm_engine, "ARRAY", 2)
     cells = plan(tmp_path, 1, SGD, SAM, "  ASAM: {opt: asam}")
     outcomes = list(Slurm(tmp_path / "slurm").map(TrainCell(tmp_path / "runs", threads=1), cells))
     assert {outcome.cell.row for outcome in outcomes if outcome.state == "finished"} == {"SGD", "SAM", "ASAM"}

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from noisysam import fit
-from noisysam.config import RunConfig
-from noisysam.methods import METHODS, Facts
+from noisysam.core.task import Task
+from noisysam.methods import METHODS, RunInfo
 from noisysam.methods.pes import PES
 from noisysam.methods.sop import SOP
-from noisysam.objective import Task
-from noisysam.train import Training
+from noisysam.runs.config import RunConfig
+from noisysam.training.loop import Training
 
-FACTS = Facts(samples=7, classes=4, epochs=16, device=torch.device("cpu"))
+FACTS = RunInfo(samples=7, classes=4, epochs=16, device=torch.device("cpu"))
 
 
 def sop(seed: int) -> SOP:
@@ -141,7 +141,7 @@ def test_pes_resumes_in_a_late_stage(stage: int, digits: Callable[..., RunConfig
     config = digits(method="pes", method_option=options, noise=0.4, epochs=4, train_subset=200)
     whole = fit(config, store=tmp_path / "whole")
     with pytest.raises(Stop):
-        fit(config, store=tmp_path / "parts", watch=Interrupt(stage))
+        fit(config, store=tmp_path / "parts", progress=Interrupt(stage))
     parts = fit(config, store=tmp_path / "parts")
     assert whole.record["results"] == parts.record["results"]
 

@@ -13,14 +13,14 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from noisysam import fit
-from noisysam.config import RunConfig
-from noisysam.loader import Batch
-from noisysam.methods import Facts
+from noisysam.core.task import Task
+from noisysam.data.loader import Batch
+from noisysam.methods import RunInfo
 from noisysam.methods.rog import RoG, concentrated
 from noisysam.methods.ssr import SSR, balanced_votes
-from noisysam.objective import Task
+from noisysam.runs.config import RunConfig
 
-FACTS = Facts(samples=6, classes=3, epochs=10, device=torch.device("cpu"), features=5)
+FACTS = RunInfo(samples=6, classes=3, epochs=10, device=torch.device("cpu"), features=5)
 
 
 def ssr(**options: float) -> SSR:
@@ -74,7 +74,7 @@ def test_loss_by_numpy() -> None:
 
 def test_batches_are_even_over_the_selected_classes(make_dataset: Callable[..., object]) -> None:
     """Selected: five of class 0, one of class 1; each class is drawn about as often. Nothing selected: all are."""
-    facts = Facts(samples=6, classes=3, epochs=10, device=torch.device("cpu"), features=5)
+    facts = RunInfo(samples=6, classes=3, epochs=10, device=torch.device("cpu"), features=5)
     made = SSR(SSR.Options(), facts)
     made.generator = torch.Generator().manual_seed(0)
     made.on_stage(torch.tensor([0, 0, 0, 0, 0, 1]))
@@ -106,7 +106,7 @@ def clouds(seed: int, wrong: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def rog(x: np.ndarray, labels: np.ndarray, share: float) -> Tensor:
-    made = RoG(RoG.Options(share=share), Facts(samples=600, classes=3, epochs=1, device=torch.device("cpu")))
+    made = RoG(RoG.Options(share=share), RunInfo(samples=600, classes=3, epochs=1, device=torch.device("cpu")))
     made.on_stage(torch.from_numpy(labels))
     made.on_evaluation(lambda k, features=False: torch.from_numpy(x))
     return made.outputs([torch.from_numpy(x)])

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from noisysam import fit
-from noisysam.config import RunConfig
-from noisysam.errors import UserError
-from noisysam.methods import METHODS, Method, Stage, Study
-from noisysam.objective import Task
-from noisysam.train import Training
+from noisysam.core.errors import UserError
+from noisysam.core.task import Task
+from noisysam.methods import METHODS, Method, Stage, StageContext
+from noisysam.runs.config import RunConfig
+from noisysam.training.loop import Training
 
 Configure = Callable[..., RunConfig]
 
@@ -23,7 +23,7 @@ Configure = Callable[..., RunConfig]
 class Refine(Method):
     """Trains, draws its last block anew and trains that alone, then all of it."""
 
-    def stages(self, study: Study) -> Iterator[Stage]:
+    def stages(self, context: StageContext) -> Iterator[Stage]:
         yield Stage()
         yield Stage(start="continue", fresh=2, trainable=2, settings={"opt": "sgd"})
         yield Stage(start="continue", settings={"epochs": 1})
@@ -33,9 +33,9 @@ class Shifted(Method):
     """Cross-entropy at logits shifted by a vector that it learns, from the first evaluation alone."""
 
     def on_stage(self, labels: Tensor) -> None:
-        self.shift = nn.Parameter(torch.zeros(self.facts.classes, device=self.facts.device))
+        self.shift = nn.Parameter(torch.zeros(self.info.classes, device=self.info.device))
 
-    def own_rule(self) -> torch.optim.Optimizer:
+    def auxiliary_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([self.shift], lr=0.5, momentum=0.9)
 
     def loss(self, logits: Tensor, task: Task) -> Tensor:
@@ -110,7 +110,7 @@ def test_resume_in_any_stage(method: str, stop: tuple[int, int], digits: Configu
     config = digits(method=method, opt="sam", epochs=2)
     whole = fit(config, store=tmp_path / "whole")
     with pytest.raises(Stop):
-        fit(config, store=tmp_path / "parts", watch=Interrupt(stop))
+        fit(config, store=tmp_path / "parts", progress=Interrupt(stop))
     parts = fit(config, store=tmp_path / "parts")
     left, right = (load_file(r.folder / "weights.safetensors") for r in (whole, parts))
     assert all(torch.equal(left[name], right[name]) for name in left)

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from noisysam import study
 from noisysam.cli.studies import bundled
-from noisysam.config import RunConfig
-from noisysam.errors import UserError
-from noisysam.problem import prepare
-from noisysam.records import load_study, study_path, write_json
-from noisysam.study import Cell
+from noisysam.core.errors import UserError
+from noisysam.core.files import write_json
+from noisysam.runs.config import RunConfig
+from noisysam.runs.problem import prepare
+from noisysam.runs.record import load_study, study_path
+from noisysam.studies import plan as plans
+from noisysam.studies import study_file
+from noisysam.studies.plan import Cell
 
 STUDY = """\
 base: {dataset: digits, model: resnet8, epochs: 2, noise: 0.4}
@@ -51,7 +53,7 @@ def keys(cells: list[Cell]) -> list[str]:
 
 
 def test_plan_is_the_product(write: Callable[..., Path]) -> None:
-    cells = study.plan(write(STUDY))
+    cells = plans.plan(write(STUDY))
     places = [(c.config.seed, c.config.noise, c.config.width, c.row) for c in cells]
     assert places == [
         (seed, noise, width, row)
@@ -62,7 +64,7 @@ def test_plan_is_the_product(write: Callable[..., Path]) -> None:
 
 def test_later_values_win(write: Callable[..., Path]) -> None:
     """Base, then grid, then row."""
-    for cell in study.plan(write(STUDY)):
+    for cell in plans.plan(write(STUDY)):
         assert cell.config.noise in (0.0, 0.2), "the grid's, not the base's"
         assert cell.config.epochs == (1 if cell.row == "SAM" else 2), "the row's, not the base's"
         assert cell.config.opt == cell.row.lower()
@@ -71,7 +73,7 @@ def test_later_values_win(write: Callable[..., Path]) -> None:
 
 def test_keys_are_those_of_the_problem_that_is_prepared(write: Callable[..., Path]) -> None:
     text = STUDY.replace("width: [1, 2]", "train_subset: [100, 200]").replace("noise: 0.4}", "val_fraction: 0.2}")
-    for cell in study.plan(write(text)):
+    for cell in plans.plan(write(text)):
         assert cell.key == cell.config.key(prepare(cell.config).digests)
 
 
@@ -83,25 +85,25 @@ def test_a_cell_is_the_run_of_the_same_flags(
     flags = "--dataset digits --model resnet8 --epochs 1 --opt sam --width 1 --noise 0.2 --seed 3 --no-track --json"
     assert cli._run(["run", *flags.split(), "--store", str(tmp_path / "runs")]) == 0
     key = json.loads(capsys.readouterr().out)["key"]
-    (cell,) = [c for c in study.plan(write(STUDY)) if c.key == key]
+    (cell,) = [c for c in plans.plan(write(STUDY)) if c.key == key]
     assert (cell.row, cell.config.noise, cell.config.width, cell.config.seed) == ("SAM", 0.2, 1.0, 3)
     assert cell.label == "SAM | symmetric 0.2 | seed 3"
 
 
 def test_defaults_of_a_study(write: Callable[..., Path]) -> None:
-    (cell,) = study.plan(write("rows: {only: {dataset: digits}}\n"))
+    (cell,) = plans.plan(write("rows: {only: {dataset: digits}}\n"))
     assert (cell.config.seed, cell.config.epochs) == (0, 200)
 
 
 def test_the_data_folder_is_for_every_cell_and_not_in_the_key(write: Callable[..., Path], tmp_path: Path) -> None:
-    cells = study.plan(write(STUDY), tmp_path)
+    cells = plans.plan(write(STUDY), tmp_path)
     assert {cell.config.data_dir for cell in cells} == {tmp_path}
-    assert keys(cells) == keys(study.plan(write(STUDY)))
+    assert keys(cells) == keys(plans.plan(write(STUDY)))
 
 
 def test_merge_keys_and_anchors_work(write: Callable[..., Path]) -> None:
     text = "base: &b {dataset: digits, epochs: 3}\nrows:\n  a: {<<: *b, epochs: 4}\n  b: {<<: *b}\n"
-    assert [cell.config.epochs for cell in study.plan(write(text))] == [4, 3]
+    assert [cell.config.epochs for cell in plans.plan(write(text))] == [4, 3]
 
 
 @pytest.mark.parametrize("name", ["demo", "table4", "table4-small"])
@@ -111,19 +113,19 @@ def test_bundled_studies_are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -
     def digests(_: Any, config: RunConfig) -> dict[str, str]:
         return {"labels": f"{config.noise_type} {config.noise} {config.noise_seed}"}
 
-    monkeypatch.setattr(study.Digests, "__call__", digests)
-    content = study.read(bundled(name))
+    monkeypatch.setattr(plans.Digests, "__call__", digests)
+    content = study_file.read(bundled(name))
     points = 1
     for values in content.grid.values():
         points *= len(values)
-    assert len(study.plan(bundled(name))) == points * len(content.rows) * len(content.seeds)
+    assert len(plans.plan(bundled(name))) == points * len(content.rows) * len(content.seeds)
 
 
 def test_keys_of_the_committed_studies_stay(tmp_path: Path) -> None:
     """Digits need no download: these studies can be planned anywhere."""
     for name in ("precision-fp32", "precision-bf16"):
         kept = load_study(REPORTS / name / "records", name)["cells"]
-        assert keys(study.plan(bundled(name))) == [cell["key"] for cell in kept]
+        assert keys(plans.plan(bundled(name))) == [cell["key"] for cell in kept]
 
 
 # values for single noise rates
@@ -139,7 +141,7 @@ rows:
   SAM: {opt: sam, lr: 0.3, rho: 0.1, noise: {0.8: {rho: 0.05}}}
   one rate: {lr: 0.3, noise: {0.8: {lr: 0.4}, 0.2: {lr: 0.2}}}
 """
-    cells = {(c.row, c.config.noise): c.config for c in study.plan(write(text))}
+    cells = {(c.row, c.config.noise): c.config for c in plans.plan(write(text))}
     assert {place: c.epochs for place, c in cells.items()} == {place: 9 if place[1] == 0.8 else 2 for place in cells}
     assert {c.batch for c in cells.values()} == {32}, "the grid wins over base"
     assert (cells["SGD", 0.2].lr, cells["SGD", 0.8].lr) == (0.1, 0.5)
@@ -151,8 +153,8 @@ rows:
 def test_a_value_for_a_rate_is_the_same_run_as_the_value(write: Callable[..., Path]) -> None:
     """The form does not enter the key."""
     special = "grid: {noise: [0.2]}\nrows: {a: {opt: sam, noise: {0.2: {rho: 0.05}}}}\n"
-    assert keys(study.plan(write(BASE + special))) == keys(
-        study.plan(write(BASE + "rows: {a: {opt: sam, noise: 0.2, rho: 0.05}}\n"))
+    assert keys(plans.plan(write(BASE + special))) == keys(
+        plans.plan(write(BASE + "rows: {a: {opt: sam, noise: 0.2, rho: 0.05}}\n"))
     )
 
 
@@ -192,7 +194,7 @@ FAULTS = {
 
 def test_rows_share_a_run_and_name_their_own_seeds(write: Callable[..., Path]) -> None:
     rows = "rows:\n  a: {opt: sam}\n  b: {opt: sam, noise: {0.8: {rho: 0.05}}}\n  c: {seeds: [1]}\n"
-    cells = study.plan(write(BASE + "grid: {noise: [0.4, 0.8]}\n" + rows + "seeds: [0, 1]\n"))
+    cells = plans.plan(write(BASE + "grid: {noise: [0.4, 0.8]}\n" + rows + "seeds: [0, 1]\n"))
     keys = {(c.row, c.config.noise, c.config.seed): c.key for c in cells}
     assert {seed for row, _, seed in keys if row == "c"} == {1}
     assert {seed for row, _, seed in keys if row == "b"} == {0, 1}
@@ -205,7 +207,7 @@ def test_a_fault_is_named_with_file_line_and_field(case: str, write: Callable[..
     text, line, *words = FAULTS[case]
     path = write(BASE + text)
     with pytest.raises(UserError) as caught:
-        study.plan(path)
+        plans.plan(path)
     message = str(caught.value)
     assert message.startswith(f"{path}, line {line}"), message
     assert "\n" not in message
@@ -226,14 +228,14 @@ def test_rows_that_learn_from_other_labels_are_refused(row: str, field: str, wri
     path = write(BASE + f"grid: {{noise: [0.2, 0.4]}}\nrows:\n  a: {{}}\n  b: {{{row}}}\n")
     message = f"{path}, line 5: rows 'a' and 'b' learn from different labels at symmetric 0.2, seed 0: give them the"
     with pytest.raises(UserError, match="learn from") as caught:
-        study.plan(path)
+        plans.plan(path)
     assert str(caught.value) == f"{message} same {field}, or put them in two studies"
 
 
 def test_rows_may_differ_in_noise(write: Callable[..., Path]) -> None:
     """Other noise is another column of the table, and what the grid varies another table."""
     rows = "rows: {a: {noise: 0.2}, b: {noise: 0.4}, c: {noise_type: pair, noise: 0.2}}\n"
-    assert len(study.plan(write(BASE + "grid: {train_subset: [100, 200]}\n" + rows))) == 6
+    assert len(plans.plan(write(BASE + "grid: {train_subset: [100, 200]}\n" + rows))) == 6
 
 
 # includes
@@ -247,19 +249,19 @@ def test_included_base_and_rows_lie_below(write: Callable[..., Path]) -> None:
 base: {dataset: digits, model: resnet8, epochs: 4, lr: 0.3, batch: 64}
 rows: {SGD: {lr: 0.2}, SAM: {opt: sam, rho: 0.2}, GCE: {method: gce}}
 """
-    cells = study.plan(write(above))
+    cells = plans.plan(write(above))
     assert [(c.row, c.config.seed) for c in cells] == [("SGD", 0), ("SAM", 0), ("GCE", 0)], "seeds are not included"
-    assert keys(cells) == keys(study.plan(write(flat, "flat.yaml")))
+    assert keys(cells) == keys(plans.plan(write(flat, "flat.yaml")))
 
 
 def test_faults_in_included_files_are_named_there(write: Callable[..., Path], tmp_path: Path) -> None:
     below = write("base:\n  dataset: digits\nrows:\n  SAM: {opt: sam}\n  SGD:\n    lr: fast\n", "below.yaml")
     with pytest.raises(UserError, match="fast") as caught:
-        study.plan(write("include: below.yaml\n"))
+        plans.plan(write("include: below.yaml\n"))
     assert str(caught.value).startswith(f"{below}, line 6, row 'SGD': lr: ")
     write("sedes: [1]\n", "below.yaml")
     with pytest.raises(UserError, match=r"below\.yaml, line 1: sedes: there is no such option"):
-        study.plan(write("include: below.yaml\n"))
+        plans.plan(write("include: below.yaml\n"))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_faults_in_included_files_are_named_there(write: Callable[..., Path], tm
 def test_bad_includes(text: str, line: int, fault: str, write: Callable[..., Path]) -> None:
     path = write(text, "one/one.yaml")
     with pytest.raises(UserError, match="include") as caught:
-        study.plan(path)
+        plans.plan(path)
     assert str(caught.value).startswith(f"{path}, line {line}: include")
     assert fault in str(caught.value)
 
@@ -284,7 +286,7 @@ def test_a_circle_of_includes_is_refused(write: Callable[..., Path]) -> None:
     write("include: c.yaml\n", "b.yaml")
     last = write("base: {}\ninclude: a.yaml\n", "c.yaml")
     with pytest.raises(UserError, match="in turn") as caught:
-        study.read(last.with_name("a.yaml"))
+        study_file.read(last.with_name("a.yaml"))
     assert str(caught.value).startswith(f"{last}, line 2")
 
 
@@ -293,8 +295,8 @@ def test_a_circle_of_includes_is_refused(write: Callable[..., Path]) -> None:
 
 def test_save_keeps_the_plan(write: Callable[..., Path], tmp_path: Path) -> None:
     path = write(STUDY + "published: sam-table4\n")
-    cells = study.plan(path, tmp_path / "data")
-    assert study.save(path, cells, tmp_path / "runs") == "one"
+    cells = plans.plan(path, tmp_path / "data")
+    assert plans.save(path, cells, tmp_path / "runs") == "one"
     kept = load_study(tmp_path / "runs", "one")
     assert kept["file"] == path.read_text()
     assert kept["published"] == "sam-table4"
@@ -307,13 +309,13 @@ def test_save_keeps_the_plan(write: Callable[..., Path], tmp_path: Path) -> None
 
 def test_a_kept_plan_is_read_without_its_data(write: Callable[..., Path], tmp_path: Path) -> None:
     path = write(STUDY)
-    cells = study.plan(path)
-    study.save(path, cells, tmp_path)
-    kept = study.load(tmp_path, "one")
+    cells = plans.plan(path)
+    plans.save(path, cells, tmp_path)
+    kept = plans.load(tmp_path, "one")
     assert [(c.key, c.row, c.label) for c in kept] == [(c.key, c.row, c.label) for c in cells]
     assert [c.config.optimizer_options() for c in kept] == [c.config.optimizer_options() for c in cells]
     for name in ("cpu-small", "precision-fp32"):  # plans of earlier versions
-        assert keys(study.load(REPORTS / name / "records", name))
+        assert keys(plans.load(REPORTS / name / "records", name))
 
 
 def test_seeds_that_come_later_are_told_from_the_planned_ones(
@@ -321,7 +323,7 @@ def test_seeds_that_come_later_are_told_from_the_planned_ones(
 ) -> None:
     def seeds(*values: int) -> dict[str, Any]:
         path = write(BASE + f"rows: {{a: {{}}}}\nseeds: {list(values)}\n")
-        study.save(path, study.plan(path), tmp_path)
+        plans.save(path, plans.plan(path), tmp_path)
         return load_study(tmp_path, "one")
 
     class Day(datetime.datetime):
@@ -331,7 +333,7 @@ def test_seeds_that_come_later_are_told_from_the_planned_ones(
         def now(cls, tz: datetime.tzinfo | None = None) -> "Day":
             return cls(2026, 11, cls.day_of_month, tzinfo=tz)
 
-    monkeypatch.setattr(study, "datetime", Day)
+    monkeypatch.setattr(plans, "datetime", Day)
     assert seeds(3, 1, 2)["planned_seeds"] == [3, 1, 2]
     Day.day_of_month = 2
     kept = seeds(1, 2, 3, 4)
@@ -345,13 +347,13 @@ def test_seeds_that_come_later_are_told_from_the_planned_ones(
 def test_the_seeds_of_a_plan_without_note_were_planned(write: Callable[..., Path], tmp_path: Path) -> None:
     """Plans that an earlier version kept name only their cells."""
     path = write(BASE + "rows: {a: {}}\nseeds: [0, 1]\n")
-    study.save(path, study.plan(path), tmp_path)
+    plans.save(path, plans.plan(path), tmp_path)
     kept = load_study(tmp_path, "one")
     for name in ("planned_seeds", "added_seeds", "claims"):
         del kept[name]
     write_json(study_path(tmp_path, "one"), kept)
     write(BASE + "rows: {a: {}}\nseeds: [0, 1, 2]\n")
-    study.save(path, study.plan(path), tmp_path)
+    plans.save(path, plans.plan(path), tmp_path)
     kept = load_study(tmp_path, "one")
     assert kept["planned_seeds"] == [0, 1]
     assert list(kept["added_seeds"]) == ["2"]

@@ -18,14 +18,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from noisysam import board, cli, study, sweep
-from noisysam.config import RunConfig
-from noisysam.data import Dataset
-from noisysam.engines import Inline, Outcome
-from noisysam.errors import RunFailed, UserError
-from noisysam.records import RECORD_SCHEMA, RunFolder, write_json
-from noisysam.study import Cell
-from noisysam.sweep import FAILURES, Sweep, TrainCell
+from noisysam import cli
+from noisysam.core.errors import RunFailed, UserError
+from noisysam.core.files import write_json
+from noisysam.data.datasets import Dataset
+from noisysam.runs.config import RunConfig
+from noisysam.runs.record import RECORD_SCHEMA, RunFolder
+from noisysam.studies import plan as plans
+from noisysam.studies import selection
+from noisysam.studies import state as states
+from noisysam.studies import status as status_table
+from noisysam.studies import sweep as sweeping
+from noisysam.studies.engines.base import CellOutcome, Inline
+from noisysam.studies.plan import Cell
+from noisysam.studies.sweep import FAILURES, Sweep, TrainCell
 
 STUDY = """\
 base: {dataset: digits, model: resnet8, width: 0.25, epochs: 2, train_subset: 100}
@@ -48,7 +54,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def cells(path: Path) -> list[Cell]:
     """Eight: seeds 3 and 5, noise 0 and 0.2, SGD and SAM."""
-    return study.plan(path)
+    return plans.plan(path)
 
 
 @pytest.fixture
@@ -72,13 +78,13 @@ class Job:
     times: int = 10**9
     seen: list[Cell] = field(default_factory=list)
 
-    def __call__(self, cell: Cell, dataset: Dataset | None = None) -> Outcome:
+    def __call__(self, cell: Cell, dataset: Dataset | None = None) -> CellOutcome:
         self.seen.append(cell)
         if cell.row == self.fails and self.seen.count(cell) <= self.times:
             put(self.store, cell, "failed", error="diverged")
-            return Outcome(cell, "failed", "diverged")
+            return CellOutcome(cell, "failed", "diverged")
         put(self.store, cell)
-        return Outcome(cell, "finished")
+        return CellOutcome(cell, "finished")
 
     def threads_of(self, cell: Cell) -> int:
         return 1
@@ -92,10 +98,10 @@ def labels(cells: list[Cell]) -> set[str]:
 
 
 def test_only(cells: list[Cell]) -> None:
-    assert sweep.select(cells) == cells
-    assert labels(sweep.select(cells, ["row=SAM", "noise=0.20", "seed=3"])) == {"SAM | symmetric 0.2 | seed 3"}
-    assert sweep.select(cells, ["opt=sgd"]) == cells[::2]
-    assert sweep.select(cells, ["seed=5", "epochs=2"]) == cells[4:]
+    assert selection.select(cells) == cells
+    assert labels(selection.select(cells, ["row=SAM", "noise=0.20", "seed=3"])) == {"SAM | symmetric 0.2 | seed 3"}
+    assert selection.select(cells, ["opt=sgd"]) == cells[::2]
+    assert selection.select(cells, ["seed=5", "epochs=2"]) == cells[4:]
 
 
 @pytest.mark.parametrize(
@@ -112,14 +118,14 @@ def test_only(cells: list[Cell]) -> None:
 )
 def test_bad_selections(only: list[str], shard: str | None, fault: str, cells: list[Cell]) -> None:
     with pytest.raises(UserError, match=fault):
-        sweep.select(cells, only, shard)
+        selection.select(cells, only, shard)
 
 
 @given(st.lists(st.sampled_from([1, 1, 2, 50]), min_size=1, max_size=40), st.integers(1, 12))
 def test_shards_part_a_study(epochs: list[int], n: int) -> None:
     """Disjoint, complete, in the plan's order, as many cells in each as in any other, and none far above its share."""
     plan = [Cell("a", RunConfig(dataset="digits", epochs=e), f"{k:016x}") for k, e in enumerate(epochs)]
-    shards = [sweep.select(plan, shard=f"{i + 1}/{n}") for i in range(n)]
+    shards = [selection.select(plan, shard=f"{i + 1}/{n}") for i in range(n)]
     assert sorted(cell.key for shard in shards for cell in shard) == [cell.key for cell in plan]
     assert all([cell.key for cell in shard] == sorted(cell.key for cell in shard) for shard in shards)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
@@ -130,42 +136,42 @@ def test_shards_part_a_study(epochs: list[int], n: int) -> None:
 def test_a_study_that_would_mix_precisions_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("noisysam.hardware.native_bf16", lambda device: True)
+    monkeypatch.setattr("noisysam.training.devices.native_bf16", lambda device: True)
     path = tmp_path / "radii.yaml"
     base = {"dataset": "digits", "model": "resnet8", "epochs": 1, "opt": "sam"}
     path.write_text(yaml.safe_dump({"base": base, "grid": {"rho": [0.02, 0.1]}, "rows": {"SAM": {}}}))
     with pytest.raises(UserError, match=r"mix precisions.*bf16 \(SAM.*fp32 \(SAM.*set precision"):
-        sweep.check_precision(study.plan(path))
+        selection.check_precision(plans.plan(path))
     monkeypatch.chdir(tmp_path)
     assert cli._run(["sweep", "radii.yaml", "--no-track"]) == 2
     assert "mix precisions" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
     for settings in ({"precision": "bf16"}, {"device": "cuda:99"}):
         path.write_text(yaml.safe_dump({"base": base | settings, "grid": {"rho": [0.02, 0.1]}, "rows": {"SAM": {}}}))
-        sweep.check_precision(study.plan(path))
+        selection.check_precision(plans.plan(path))
 
 
 # how they stand
 
 
 def test_states_of_records(cells: list[Cell], store: Path) -> None:
-    assert sweep.state(cells[0], store) == "to do"
+    assert states.state(cells[0], store) == "to do"
     for cell, status in zip(cells, ("finished", "failed", "interrupted", "running"), strict=False):
         put(store, cell, status)
-        assert sweep.state(cell, store) == status
-        assert sweep.finished(cell, store) == (status == "finished")
+        assert states.state(cell, store) == status
+        assert states.finished(cell, store) == (status == "finished")
     other = {"status": "finished", "schema": RECORD_SCHEMA, "key": cells[4].key}  # any order of the fields will do
     write_json(store / cells[4].key / "record.json", other)
-    assert sweep.state(cells[4], store) == "finished"
+    assert states.state(cells[4], store) == "finished"
     write_json(store / cells[5].key / "record.json", {**other, "schema": RECORD_SCHEMA + 1})
     with pytest.raises(UserError, match="schema"):
-        sweep.state(cells[5], store)
+        states.state(cells[5], store)
 
 
 def test_status_reads_records_alone(
     path: Path, cells: list[Cell], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study.save(path, cells, store)
+    plans.save(path, cells, store)
     for cell in cells[:4]:
         put(store, cell, seconds=40.0)
     put(store, cells[4], "running")
@@ -175,7 +181,7 @@ def test_status_reads_records_alone(
     before = {file: file.stat().st_mtime_ns for file in store.rglob("*")}
     monkeypatch.setattr(RunFolder, "lock", None)
     console = Console(width=200, record=True)
-    console.print(board.status("one", study.load(store, "one"), store))
+    console.print(status_table.status("one", plans.load(store, "one"), store))
     shown = console.export_text()
     table = {line.split()[0]: line.split()[1:] for line in shown.splitlines()[1:4]}
     assert table["SGD"][:5] == ["2", "2", "0", "0", "0"]
@@ -193,34 +199,34 @@ def test_status_reads_records_alone(
 
 def test_forecast(cells: list[Cell], store: Path) -> None:
     sgd, sam = cells[0::2], cells[1::2]
-    assert sweep.forecast(cells, store) is None
+    assert states.forecast(cells, store) is None
     put(store, sgd[0], seconds=2.0)
-    assert sweep.forecast(cells, store) is None, "nothing is known of the other row"
+    assert states.forecast(cells, store) is None, "nothing is known of the other row"
     put(store, sgd[1], seconds=4.0)
     put(store, sam[0], seconds=10.0)
     # 1.5 x mean(2, 4) for each of two, 1.5 x 10 for each of three
-    assert sweep.forecast(cells, store) == pytest.approx(2 * 4.5 + 3 * 15)
+    assert states.forecast(cells, store) == pytest.approx(2 * 4.5 + 3 * 15)
     for cell in cells:
         put(store, cell)
-    assert sweep.forecast(cells, store) is None
+    assert states.forecast(cells, store) is None
 
 
 def test_forecast_goes_by_the_length_of_a_run(path: Path, store: Path) -> None:
     path.write_text(STUDY.replace("noise: [0.0, 0.2]", "epochs: [1, 4]").replace("epochs: 2, ", ""))
-    cells = study.plan(path)
+    cells = plans.plan(path)
     put(store, cells[0], seconds=2.0)
     for cell in cells:
         if cell.row == "SAM":
             put(store, cell)
-    assert sweep.forecast(cells, store) == pytest.approx(3.0 * (4 + 1 + 4)), "epochs 4, 1, 4 are left"
+    assert states.forecast(cells, store) == pytest.approx(3.0 * (4 + 1 + 4)), "epochs 4, 1, 4 are left"
 
 
 def test_work_counts_gradients() -> None:
     """Of one image: a forward is one, a backward two; SAM takes two of each, two networks twice as much."""
     plain = RunConfig(dataset="digits", epochs=3, train_subset=10)
-    assert sweep.work(plain) == 3 * 10 * 3
-    assert sweep.work(plain.model_copy(update={"opt": "sam"})) == 2 * sweep.work(plain)
-    assert sweep.work(plain.model_copy(update={"method": "co-teaching"})) == 2 * sweep.work(plain)
+    assert states.relative_cost(plain) == 3 * 10 * 3
+    assert states.relative_cost(plain.model_copy(update={"opt": "sam"})) == 2 * states.relative_cost(plain)
+    assert states.relative_cost(plain.model_copy(update={"method": "co-teaching"})) == 2 * states.relative_cost(plain)
 
 
 def test_the_longest_come_first(cells: list[Cell], store: Path) -> None:
@@ -248,7 +254,7 @@ def test_the_longest_come_first(cells: list[Cell], store: Path) -> None:
 # running
 
 
-def run(cells: list[Cell], job: Any, store: Path, **how: Any) -> tuple[Sweep, list[Outcome]]:
+def run(cells: list[Cell], job: Any, store: Path, **how: Any) -> tuple[Sweep, list[CellOutcome]]:
     made = Sweep(cells, store, job, Inline(), **how)
     return made, list(made.run())
 
@@ -259,7 +265,7 @@ def test_finished_cells_are_skipped(cells: list[Cell], store: Path) -> None:
     job = Job(store)
     made, outcomes = run(cells, job, store)
     assert job.seen == cells[1:], "in the plan's order"
-    assert outcomes == [Outcome(cell, "finished") for cell in cells[1:]]
+    assert outcomes == [CellOutcome(cell, "finished") for cell in cells[1:]]
     assert (made.finished, made.left, made.failed) == (8, 0, {})
     assert run(cells, job, store)[1] == []
 
@@ -341,12 +347,12 @@ def test_held_cells_are_waited_for(cells: list[Cell], store: Path, monkeypatch: 
     assert [o.cell for o in outcomes] == [*cells[:2], *cells[2:], *cells[:2]]
     assert job.seen == [*cells[2:], cells[1]]
     assert (made.finished, made.left) == (8, 0)
-    assert waits == 4 * [sweep.POLL]
+    assert waits == 4 * [sweeping.POLL]
 
 
 def test_what_another_sweep_finishes_or_fails_meanwhile_is_not_run(cells: list[Cell], store: Path) -> None:
     class Meanwhile(Job):
-        def __call__(self, cell: Cell, dataset: Dataset | None = None) -> Outcome:
+        def __call__(self, cell: Cell, dataset: Dataset | None = None) -> CellOutcome:
             put(store, cells[2])
             put(store, cells[3], "failed", error="out of memory")
             return super().__call__(cell)
@@ -362,7 +368,7 @@ def test_what_another_sweep_finishes_or_fails_meanwhile_is_not_run(cells: list[C
 
 def test_nothing_is_begun_after_the_deadline(cells: list[Cell], store: Path) -> None:
     class Slow(Job):
-        def __call__(self, cell: Cell, dataset: Dataset | None = None) -> Outcome:
+        def __call__(self, cell: Cell, dataset: Dataset | None = None) -> CellOutcome:
             time.sleep(0.02)
             return super().__call__(cell)
 
@@ -378,7 +384,7 @@ def log_of_two_sweeps(cells: list[Cell], store: Path, log: Path, fails: str) -> 
     def fit(config: RunConfig, *, store: Path, **_: Any) -> None:
         (cell,) = [c for c in cells if c.config == config]
         with RunFolder(store, cell.key).lock():
-            if sweep.finished(cell, store):
+            if states.finished(cell, store):
                 return
             put(store, cell, "running")
             with log.open("a") as file:
@@ -388,10 +394,10 @@ def log_of_two_sweeps(cells: list[Cell], store: Path, log: Path, fails: str) -> 
             if cell.row == fails:
                 raise RunFailed("diverged")
 
-    from noisysam import train
+    from noisysam.training import fit as module
 
-    train.fit = fit  # type: ignore[assignment]
-    sweep.POLL = 0.02
+    module.fit = fit  # type: ignore[assignment]
+    sweeping.POLL = 0.02
     made = Sweep(cells, store, TrainCell(store), Inline())
     list(made.run())
     assert made.left == 0
@@ -420,7 +426,7 @@ def test_two_sweeps_at_once_train_each_cell_once(fails: str, cells: list[Cell], 
         (UserError("no such file"), ("failed", "no such file")),
         (ValueError("bad\nworse"), ("failed", "ValueError: bad")),
         (KeyError(), ("failed", "KeyError: ")),
-        (sweep.TimeIsUp(), ("stopped", None)),
+        (sweeping.TimeIsUp(), ("stopped", None)),
     ],
 )
 def test_how_a_training_ends(
@@ -429,42 +435,42 @@ def test_how_a_training_ends(
     def fit(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("noisysam.train.fit", fit)
-    assert TrainCell(store)(cells[0]) == Outcome(cells[0], *outcome)
+    monkeypatch.setattr("noisysam.training.fit.fit", fit)
+    assert TrainCell(store)(cells[0]) == CellOutcome(cells[0], *outcome)
 
 
 def test_ctrl_c_ends_a_sweep(cells: list[Cell], store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("noisysam.train.fit", fit)
+    monkeypatch.setattr("noisysam.training.fit.fit", fit)
     with pytest.raises(KeyboardInterrupt):
         run(cells, TrainCell(store), store)
 
 
 def test_a_cell_is_trained(cells: list[Cell], store: Path) -> None:
-    assert TrainCell(store)(cells[1]) == Outcome(cells[1], "finished")
-    assert sweep.finished(cells[1], store)
+    assert TrainCell(store)(cells[1]) == CellOutcome(cells[1], "finished")
+    assert states.finished(cells[1], store)
     assert TrainCell(store).threads_of(cells[1]) == 1, "what it was trained with"
     assert TrainCell(store, threads=3).threads_of(cells[0]) == 3
 
 
 def test_a_cell_that_another_process_trains_is_held(cells: list[Cell], store: Path) -> None:
     with RunFolder(store, cells[0].key).lock():
-        assert TrainCell(store)(cells[0]) == Outcome(cells[0], "held")
+        assert TrainCell(store)(cells[0]) == CellOutcome(cells[0], "held")
 
 
 def test_time_is_up_at_the_end_of_an_epoch(cells: list[Cell], store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not of a stage's last; the run goes on from there."""
-    assert TrainCell(store, deadline=time.time() - 1)(cells[0]) == Outcome(cells[0], "stopped")
+    assert TrainCell(store, deadline=time.time() - 1)(cells[0]) == CellOutcome(cells[0], "stopped")
     assert not store.exists(), "not even begun"
     clock = iter([0.0, 2.0])
-    monkeypatch.setattr(sweep, "time", SimpleNamespace(time=lambda: next(clock)))
-    assert TrainCell(store, deadline=1.0)(cells[0]) == Outcome(cells[0], "stopped")
-    assert sweep.state(cells[0], store) == "interrupted"
+    monkeypatch.setattr(sweeping, "time", SimpleNamespace(time=lambda: next(clock)))
+    assert TrainCell(store, deadline=1.0)(cells[0]) == CellOutcome(cells[0], "stopped")
+    assert states.state(cells[0], store) == "interrupted"
     assert [line["epoch"] for line in RunFolder(store, cells[0].key).epochs] == [0]
     clock = iter([0.0, 2.0])
-    assert TrainCell(store, deadline=1.0)(cells[0]) == Outcome(cells[0], "finished")
+    assert TrainCell(store, deadline=1.0)(cells[0]) == CellOutcome(cells[0], "finished")
     assert [line["epoch"] for line in RunFolder(store, cells[0].key).epochs] == [0, 1]
 
 
@@ -489,14 +495,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Trainings that take no time; those of SAM fail as often as the list has entries."""
     failures: list[str] = []
 
-    def call(self: TrainCell, cell: Cell, dataset: Dataset | None = None) -> Outcome:
+    def call(self: TrainCell, cell: Cell, dataset: Dataset | None = None) -> CellOutcome:
         if self.deadline is not None:
             time.sleep(0.05)
         if cell.row == "SAM" and failures:
             put(self.store, cell, "failed", error=failures[0])
-            return Outcome(cell, "failed", failures.pop())
+            return CellOutcome(cell, "failed", failures.pop())
         put(self.store, cell)
-        return Outcome(cell, "finished")
+        return CellOutcome(cell, "finished")
 
     monkeypatch.setattr(TrainCell, "__call__", call)
     return failures
@@ -541,10 +547,10 @@ def test_live_table(cells: list[Cell], store: Path) -> None:
     """What is shown while a sweep runs."""
     made = Sweep(cells, store, Job(store), Inline())
     shown: list[str] = []
-    table = board._Board("one", made)
+    table = status_table._Board("one", made)
 
     class Peek(Job):
-        def __call__(self, cell: Cell, dataset: Dataset | None = None) -> Outcome:
+        def __call__(self, cell: Cell, dataset: Dataset | None = None) -> CellOutcome:
             put(self.store, cell, "running")
             RunFolder(self.store, cell.key).write_epochs([{"stage": 0, "epoch": 0}])
             console = Console(width=120, record=True)
@@ -568,7 +574,7 @@ def test_live_table(cells: list[Cell], store: Path) -> None:
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One migrated store for the whole module: migrating takes seconds."""
-    from noisysam.tracking import open_store
+    from noisysam.tracking.client import open_store
 
     uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
     open_store(uri, "first")
@@ -623,10 +629,10 @@ def test_a_study_has_a_parent_run(uri: str, cells: list[Cell], store: Path) -> N
 
 def test_shared_cells_are_children_in_each_study(uri: str, path: Path, cells: list[Cell], store: Path) -> None:
     from noisysam import tracking
-    from noisysam.tracking import Tracker
+    from noisysam.tracking.tracker import Tracker
 
     for name in ("left", "right"):
-        study.save(path.rename(path.with_name(f"{name}.yaml")), cells, store)
+        plans.save(path.rename(path.with_name(f"{name}.yaml")), cells, store)
         path = path.with_name(f"{name}.yaml")
     for cell in cells[:2]:
         trained(store, cell)
@@ -653,7 +659,7 @@ def test_shared_cells_are_children_in_each_study(uri: str, path: Path, cells: li
 def test_runs_of_a_sweep_without_parents_get_one(uri: str, path: Path, cells: list[Cell], store: Path) -> None:
     """Those of an earlier version of the suite, and those of a sweep whose store was away at its start."""
     from noisysam import tracking
-    from noisysam.tracking import Tracker
+    from noisysam.tracking.tracker import Tracker
 
     trained(store, cells[0])
     assert Tracker(RunFolder(store, cells[0].key), uri, "late").sync(final=True)
@@ -692,7 +698,7 @@ def test_planning_ten_thousand_cells(tmp_path: Path) -> None:
         f"rows:\n{rows}seeds: {list(range(25))}\n"
     )
     store = tmp_path / "runs"
-    first = study.plan(path)
+    first = plans.plan(path)
     assert len(first) == 10_000
     card = {"matrix": [[0.1] * 10] * 10}
     for cell in first[:5_000]:
@@ -701,14 +707,14 @@ def test_planning_ten_thousand_cells(tmp_path: Path) -> None:
         record |= {"config": cell.config.model_dump(mode="json"), "cost": {"train_seconds": 1, "eval_seconds": 1}}
         (store / cell.key / "record.json").write_text(json.dumps(record, indent=1))
     times = [time.process_time()]
-    cells = study.plan(path)
+    cells = plans.plan(path)
     times.append(time.process_time())
-    study.save(path, cells, store)
+    plans.save(path, cells, store)
     times.append(time.process_time())
     made = Sweep(cells, store, Job(store), Inline())
     times.append(time.process_time())
     assert made.left == 5_000
-    assert sweep.forecast(cells, store) is not None
+    assert states.forecast(cells, store) is not None
     times.append(time.process_time())
     plan, save, look, cost = (b - a for a, b in itertools.pairwise(times))
     print(f"plan {plan:.2f} s, save {save:.2f} s, look {look:.2f} s, forecast {cost:.2f} s")  # pytest -s shows it

@@ -13,10 +13,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from noisysam import tracking, ui
-from noisysam.errors import RunFailed, UserError
-from noisysam.records import RunFolder, write_json
-from noisysam.tracking import Tracker, default_uri, open_store, sync_store
+from noisysam import tracking
+from noisysam.core.errors import RunFailed, UserError
+from noisysam.core.files import write_json
+from noisysam.runs.record import RunFolder
+from noisysam.tracking import server, tracker
+from noisysam.tracking.client import default_uri, open_store
+from noisysam.tracking.study import sync_store
+from noisysam.tracking.tracker import Tracker
 
 STARTED, ENDED = "2026-11-22T18:00:00+00:00", "2026-11-22T18:05:00+00:00"
 
@@ -198,7 +202,7 @@ def test_an_interruption_anywhere_doubles_nothing(
     """The call does its work and the process ends before anybody knows; a new process then sends the run."""
     folder = make_folder(tmp_path)
     with monkeypatch.context() as patch:
-        where: Any = tracking if call == "write_json" else MlflowClient
+        where: Any = tracker if call == "write_json" else MlflowClient
         original = getattr(where, call)
 
         def cut(*args: Any, **kwargs: Any) -> None:
@@ -447,17 +451,17 @@ def test_ui_starts_the_server_on_the_store(uri: str, monkeypatch: pytest.MonkeyP
         def wait(self) -> int:
             return 0
 
-    monkeypatch.setattr(ui.subprocess, "Popen", Server)
+    monkeypatch.setattr(server.subprocess, "Popen", Server)
     tracking.open_store(uri, "one")
     said: list[str] = []
-    assert ui.serve(uri, port=5001, say=said.append) == 0
+    assert server.serve(uri, port=5001, say=said.append) == 0
     assert said[0].startswith("one, runs: http://127.0.0.1:5001/#/experiments/")
     with pytest.raises(UserError, match="no study 'two' "):
-        ui.serve(uri, study="two")
+        server.serve(uri, study="two")
     assert commands[0][:4] == [sys.executable, "-m", "mlflow", "server"]
     assert commands[0][commands[0].index("--backend-store-uri") + 1] == uri
     assert commands[0][commands[0].index("--port") + 1] == "5001"
     with pytest.raises(UserError, match="is a server already"):
-        ui.serve("http://server:5000")
+        server.serve("http://server:5000")
     with pytest.raises(UserError, match="no MLflow store"):
-        ui.serve(f"sqlite:///{tmp_path}/none.db")
+        server.serve(f"sqlite:///{tmp_path}/none.db")

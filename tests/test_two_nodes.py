@@ -14,11 +14,12 @@ from typing import IO
 
 import pytest
 
-from noisysam import study, sweep
-from noisysam.engines import Outcome
-from noisysam.records import RunFolder
-from noisysam.study import Cell
-from noisysam.sweep import TrainCell
+from noisysam.runs.record import RunFolder
+from noisysam.studies import plan as plans
+from noisysam.studies import state as states
+from noisysam.studies.engines.base import CellOutcome
+from noisysam.studies.plan import Cell
+from noisysam.studies.sweep import TrainCell
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +78,7 @@ class Machine:
 
 def environment(home: Path) -> dict[str, str]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-and-of-nothing-else"}
-    paths = {"HOME": str(home), "PYTHONPATH": str(Path(study.__file__).parents[1])}
+    paths = {"HOME": str(home), "PYTHONPATH": str(Path(plans.__file__).parents[2])}
     return {**os.environ, **token, **paths, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 
 
@@ -129,7 +130,7 @@ def test_a_study_across_two_machines_one_of_which_is_lost(machines: tuple[Machin
     first, second = machines
     file, store = tmp_path / "one.yaml", tmp_path / "runs"
     file.write_text(STUDY)
-    cells = study.plan(file)
+    cells = plans.plan(file)
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
     head = [*ray, "--head", f"--node-ip-address={HEAD}", f"--port={PORT}", "--include-dashboard=false"]
     first.start(*head, log=tmp_path / "head.log")
@@ -149,14 +150,14 @@ def test_a_study_across_two_machines_one_of_which_is_lost(machines: tuple[Machin
 
     until(both_train, log)
     second.lose()
-    assert [sweep.state(cell, store) for cell in lost] == ["running"]
+    assert [states.state(cell, store) for cell in lost] == ["running"]
     assert driver.wait(PATIENCE) == 0, log.read_text()
     told = [line for line in log.read_text().splitlines() if line.startswith("[")]
     assert len(told) == len(cells), "every cell ended once"
     for cell in cells:
-        assert sweep.state(cell, store) == "finished"
+        assert states.state(cell, store) == "finished"
         assert len(RunFolder(store, cell.key).epochs) == 40
     for cell in lost:
-        assert TrainCell(tmp_path / "plain", threads=1)(cell) == Outcome(cell, "finished")
+        assert TrainCell(tmp_path / "plain", threads=1)(cell) == CellOutcome(cell, "finished")
         weights = [folder / cell.key / "weights.safetensors" for folder in (store, tmp_path / "plain")]
         assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
 
 if TYPE_CHECKING:
     from noisysam.bench.measure import Settings
@@ -35,15 +35,15 @@ def run(
     for name in names:
         if name not in PARTS:
             raise UserError(f"there is no part {name!r} of the benchmark (known: {', '.join(PARTS)})")
-    from noisysam import hardware
     from noisysam.bench.measure import document, markdown
-    from noisysam.progress import note
-    from noisysam.records import write_json
+    from noisysam.core.files import write_json
+    from noisysam.training import devices
+    from noisysam.training.progress import note
 
     for name in names or PARTS:
         note(f"bench {name}: {PARTS[name]}")
         load = os.getloadavg()[0]
-        with hardware.settings(1, deterministic=False):
+        with devices.settings(1, deterministic=False):
             found = importlib.import_module(f"noisysam.bench.{name}").measure(settings)
         show(markdown(found.tables))
         if out is not None:

@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from noisysam import checkpoint
 from noisysam.bench.measure import BATCH, Findings, Row, Settings, median, ratio, seconds
 from noisysam.bench.runs import dataset, part_of, training
-from noisysam.config import validate
 from noisysam.methods import Stage
-from noisysam.tracking import Tracker, open_store
-from noisysam.train import Training
+from noisysam.runs.config import validate
+from noisysam.tracking.client import open_store
+from noisysam.tracking.tracker import Tracker
+from noisysam.training import checkpoint
+from noisysam.training.loop import Training
 
 IMAGES, EPOCHS = 10_000, 200
 ROUNDS = 5

@@ -16,18 +16,23 @@ import numpy as np
 import torch
 import yaml
 
-from noisysam import hardware, noise, records, study
+from noisysam import noise
 from noisysam.bench.measure import BATCH, Findings, Row, Settings, estimate, interleaved, median, seconds
 from noisysam.bench.runs import dataset, part_of
-from noisysam.config import validate
-from noisysam.data import Dataset
-from noisysam.loader import Loader
-from noisysam.problem import prepare
-from noisysam.progress import note
-from noisysam.records import RunFolder
+from noisysam.data.datasets import Dataset
+from noisysam.data.loader import Loader
 from noisysam.report import report
-from noisysam.tracking import Tracker, open_store, sync_store
-from noisysam.train import fit
+from noisysam.runs import transfer
+from noisysam.runs.config import validate
+from noisysam.runs.problem import prepare
+from noisysam.runs.record import RunFolder
+from noisysam.studies import plan as plans
+from noisysam.tracking.client import open_store
+from noisysam.tracking.study import sync_store
+from noisysam.tracking.tracker import Tracker
+from noisysam.training import devices
+from noisysam.training.fit import fit
+from noisysam.training.progress import note
 
 ROUNDS = 3
 RATE = 0.4
@@ -87,7 +92,7 @@ def of_data(settings: Settings) -> Iterator[Cost]:
 
     def drawn(n: int) -> float:
         part = part_of(data, n, 1)
-        device = hardware.resolve_device("auto")
+        device = devices.resolve_device("auto")
         rows = min(BATCH, n)
         loader = Loader(part, torch.arange(n), part.train_labels, rows=rows, policy="standard", device=device, seed=0)
         return seconds(lambda: [None for _ in loader.epoch(0, 0)], device)
@@ -157,19 +162,19 @@ def of_runs(settings: Settings, folder: Path) -> Iterator[Cost]:
     stores = {n: filled(folder / f"store-{n}", n, given) for n in sizes}
 
     def planned(n: int) -> float:
-        return seconds(lambda: study.plan(study_file(folder / f"store-{n}", n)))
+        return seconds(lambda: plans.plan(study_file(folder / f"store-{n}", n)))
 
     def reported(n: int) -> float:
         return seconds(lambda: report(stores[n], "bench", folder / "reports"))
 
     def exported(n: int) -> float:
         with tempfile.TemporaryDirectory(dir=folder) as target:
-            return seconds(lambda: records.export_study(stores[n], "bench", Path(target)))
+            return seconds(lambda: transfer.export_study(stores[n], "bench", Path(target)))
 
     def imported(n: int) -> float:
         with tempfile.TemporaryDirectory(dir=folder) as source, tempfile.TemporaryDirectory(dir=folder) as store:
-            records.export_study(stores[n], "bench", Path(source))
-            return seconds(lambda: records.import_study(Path(source), Path(store)))
+            transfer.export_study(stores[n], "bench", Path(source))
+            return seconds(lambda: transfer.import_study(Path(source), Path(store)))
 
     def synced(n: int, times: int = 1) -> float:
         for state in stores[n].glob("*/tracking.json"):
@@ -198,8 +203,8 @@ def study_file(folder: Path, n: int) -> Path:
 def filled(store: Path, n: int, given: RunFolder) -> Path:
     """A store with a study of n finished runs: copies of one, each under its own key and configuration."""
     path = study_file(store, n)
-    cells = study.plan(path)
-    study.save(path, cells, store)
+    cells = plans.plan(path)
+    plans.save(path, cells, store)
     record, lines = given.record, given.epochs
     assert record is not None
     for cell in cells:

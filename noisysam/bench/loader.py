@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisysam import hardware
 from noisysam.bench import plain
 from noisysam.bench.measure import BATCH, Findings, Row, Settings, estimate, interleaved, ratio, seconds
 from noisysam.bench.runs import dataset
-from noisysam.data import Dataset
-from noisysam.loader import Loader
-from noisysam.progress import note
+from noisysam.data.datasets import Dataset
+from noisysam.data.loader import Loader
+from noisysam.training import devices
+from noisysam.training.progress import note
 
 POLICIES = ("standard", "color", "rand")
 ROUND = 2.0  # seconds that each source gives batches in a round
@@ -28,7 +28,7 @@ Source = Iterator[Any]  # of batches
 
 def measure(settings: Settings) -> Findings:
     """Images a second of each source under each policy."""
-    device = hardware.resolve_device("auto")
+    device = devices.resolve_device("auto")
     data, rows = dataset(settings), 16 if settings.quick else BATCH
     table = [compare(policy, data, rows, device, settings) for policy in POLICIES]
     return Findings(
@@ -43,7 +43,7 @@ def compare(policy: str, data: Dataset, rows: int, device: torch.device, setting
     whole = 0.05 if settings.quick else ROUND
     tried = {
         workers: drawing(plain.batches(data, policy, rows, workers, device), rows, workers, whole / 2, device)
-        for workers in ([0, 1] if settings.quick else plain.worker_counts(hardware.cores()))
+        for workers in ([0, 1] if settings.quick else plain.worker_counts(devices.cores()))
     }
     best = max(tried, key=lambda workers: tried[workers]())
     theirs = tried[best]

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from noisysam import hardware
 from noisysam.bench import plain
 from noisysam.bench.measure import (
     BATCH,
@@ -33,10 +32,11 @@ from noisysam.bench.measure import (
     seconds,
 )
 from noisysam.bench.runs import dataset, part_of, training
-from noisysam.config import validate
-from noisysam.errors import RunFailed, UserError
+from noisysam.core.errors import RunFailed, UserError
 from noisysam.methods import Stage
-from noisysam.progress import note
+from noisysam.runs.config import validate
+from noisysam.training import devices
+from noisysam.training.progress import note
 
 EPOCHS, IMAGES = 200, 50_000  # of the run that "runs an hour" counts
 ROUND = 5.0  # seconds that a loop runs in a round
@@ -69,8 +69,8 @@ def cases(settings: Settings) -> list[Case]:
 def measure(settings: Settings) -> Findings:
     """Both loops on every case. Quotients are of images a second, and so of runs an hour."""
     plain.sam_class()  # before anything is measured
-    device = hardware.resolve_device("auto")
-    cores = 1 if settings.quick else hardware.cores()
+    device = devices.resolve_device("auto")
+    cores = 1 if settings.quick else devices.cores()
     counts = [1, 2, 4] if device.type == "cuda" else [1, 2] if settings.quick else sorted({1, cores})
     ratios: list[Row] = []
     rates: list[Row] = []
@@ -214,10 +214,10 @@ def alone(loop: Loop, device: torch.device, enough: float) -> float:
 @contextlib.contextmanager
 def plain_loop(case: Case, settings: Settings) -> Iterator[Start]:
     """The plain loop with the number of workers that was fastest in a short trial."""
-    device = hardware.resolve_device("auto")
+    device = devices.resolve_device("auto")
     torch.backends.cudnn.benchmark = True
     enough = 0.1 if settings.quick else 3.0
-    data, cores = dataset(settings), hardware.cores()
+    data, cores = dataset(settings), devices.cores()
 
     def trial(workers: int) -> tuple[float, Loop]:
         source = plain.batches(data, "standard", case.batch, workers, device)
@@ -239,7 +239,7 @@ def our_loop(case: Case, settings: Settings) -> Iterator[Start]:
     values = {"model": case.model, "width": case.width, "opt": case.opt, "batch": case.batch, "epochs": EPOCHS}
     values |= {"sam_m": "batch"} if case.opt == "sam" else {}
     config = validate({**values, "val_fraction": 0.0, "compile": "off" if settings.quick else "auto"})
-    with tempfile.TemporaryDirectory() as folder, hardware.settings(1, deterministic=False):
+    with tempfile.TemporaryDirectory() as folder, devices.settings(1, deterministic=False):
         begin = time.perf_counter()
         run = training(config, part_of(whole, len(whole.train_labels), 100), Path(folder))
         index = torch.arange(len(run.loader), device=run.device)
@@ -253,7 +253,7 @@ def our_loop(case: Case, settings: Settings) -> Iterator[Start]:
                 epoch, steps = epoch + 1, steps - now
 
         loop(2)
-        before, compiling = time.perf_counter() - begin, hardware.compile_seconds()
+        before, compiling = time.perf_counter() - begin, devices.compile_seconds()
         rate = alone(loop, run.device, 0.1 if settings.quick else 3.0)
         compiled = "yes" if run.resolved["compile"] else "no"
         times = {"compiling, s": rounded(compiling), "until warm, s": rounded(before)}

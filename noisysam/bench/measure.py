@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from noisysam import hardware
-from noisysam.environment import environment
+from noisysam.core.environment import environment
+from noisysam.training import devices
 
 BATCH = 128
 
@@ -112,15 +112,15 @@ def synchronise(device: torch.device | None) -> None:
 
 def machine(load: float) -> dict[str, Any]:
     """What the figures were taken on and when: no name of a host, no path. ``load``: processes that ran before."""
-    device = hardware.resolve_device("auto")
+    device = devices.resolve_device("auto")
     found = environment()
     return {
-        "device": hardware.device_name(device),
-        "cpu": hardware.device_name(torch.device("cpu")),
-        "cores": hardware.cores(),
+        "device": devices.device_name(device),
+        "cpu": devices.device_name(torch.device("cpu")),
+        "cores": devices.cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load_before": round(load, 2),
-        "precision": "bf16" if hardware.native_bf16(device) else "fp32",
+        "precision": "bf16" if devices.native_bf16(device) else "fp32",
         "torch": torch.__version__,
         "python": found["python"],
         "noisysam": found["noisysam"],

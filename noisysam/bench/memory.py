@@ -13,8 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from noisysam import methods
 from noisysam.bench.measure import Findings, Row, Settings, rounded
-from noisysam.methods import METHODS, Facts, Study
-from noisysam.objective import Net, Objective, Task, WithFeatures
+from noisysam.core.network import Net, WithFeatures
+from noisysam.core.objective import Objective
+from noisysam.core.task import Task
+from noisysam.methods import METHODS, RunInfo, StageContext
 from noisysam.optim import OPTIMIZERS
 
 WIDTH, ROWS = 256, 4  # weights outweigh activations
@@ -93,8 +95,8 @@ def sample_bytes(name: str) -> str:
 def state_bytes(name: str, samples: int, classes: int) -> int:
     """Bytes of a method's buffers and parameters as its first training begins."""
     options = methods.options(name, {})
-    known = methods.knows(name, options)
-    facts = Facts(
+    known = methods.noise_facts(name, options)
+    facts = RunInfo(
         samples=samples,
         classes=classes,
         epochs=200,
@@ -104,7 +106,7 @@ def state_bytes(name: str, samples: int, classes: int) -> int:
         matrix=(0.6 * torch.eye(classes) + 0.4 / classes) if "matrix" in known else None,
     )
     method = methods.compose(name)(options, facts)
-    stages = method.stages(Study(lambda which: torch.zeros(samples, classes)))
+    stages = method.stages(StageContext(lambda which: torch.zeros(samples, classes)))
     next(stages)
     method.on_stage(torch.arange(samples) % classes)
     return sum(t.numel() * t.element_size() for t in (*method.buffers(), *method.parameters()))

@@ -10,11 +10,11 @@ from typing import Any
 
 from noisysam.bench.measure import BATCH, Findings, Row, Settings, interleaved, median, ratio, seconds
 from noisysam.bench.runs import dataset, part_of, training
-from noisysam.config import RunConfig, validate
-from noisysam.data import Dataset
-from noisysam.methods import METHODS, Stage, Study
-from noisysam.progress import note
-from noisysam.train import Training
+from noisysam.data.datasets import Dataset
+from noisysam.methods import METHODS, Stage, StageContext
+from noisysam.runs.config import RunConfig, validate
+from noisysam.training.loop import Training
+from noisysam.training.progress import note
 
 EPOCHS, LATE = 200, 150
 STEPS = 10  # of a plain epoch
@@ -71,7 +71,7 @@ def walked(config: RunConfig, data: Dataset, folder: Path) -> tuple[Training, St
     """A run in its last training, after a short epoch of each; that stage, and the epochs that each would take."""
     run = training(config, data, folder, begun=False)
     lengths = []
-    for number, stage in enumerate(run.method.stages(Study(run.predict))):
+    for number, stage in enumerate(run.method.stages(StageContext(run.predict))):
         run.stage, last = number, stage
         run._begin(stage)
         run._epoch(0, stage)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils import data
 
 from noisysam import models
-from noisysam.data import Dataset
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
+from noisysam.data.datasets import Dataset
+from noisysam.models.blocks import LastActivation
 
 
 class Images(data.Dataset[tuple[Tensor, int]]):
@@ -81,7 +82,7 @@ def network(name: str, width: float, device: torch.device) -> nn.Module:
                 norm = nn.BatchNorm2d(child.num_features, child.eps)
                 norm.load_state_dict(child.state_dict())
                 setattr(parent, child_name, norm)
-            elif isinstance(child, models.LastActivation):
+            elif isinstance(child, LastActivation):
                 setattr(parent, child_name, nn.LeakyReLU(child.slope, True) if child.slope else nn.ReLU(True))
     return module.to(memory_format=torch.contiguous_format).to(device)
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 
 from noisysam.bench.measure import Settings
-from noisysam.config import RunConfig
-from noisysam.data import CIFAR10_CLASSES, Dataset
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
+from noisysam.data.datasets import CIFAR10_CLASSES, Dataset
 from noisysam.methods import Stage
-from noisysam.problem import load_dataset, prepare
-from noisysam.records import RunFolder
-from noisysam.train import Training
+from noisysam.runs.config import RunConfig
+from noisysam.runs.problem import load_dataset, prepare
+from noisysam.runs.record import RunFolder
+from noisysam.training.loop import Training
 
 
 def dataset(settings: Settings) -> Dataset:

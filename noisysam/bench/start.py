@@ -14,15 +14,16 @@ import numpy as np
 
 from noisysam.bench.measure import Findings, Row, Settings, estimate, interleaved
 from noisysam.bench.runs import dataset
-from noisysam.data import ARRAYS
-from noisysam.errors import RunFailed
-from noisysam.progress import note
+from noisysam.core.errors import RunFailed
+from noisysam.data.datasets import ARRAYS
+from noisysam.training.progress import note
 
 ROUNDS = 5
 COMMAND = [sys.executable, "-m", "noisysam"]
 UNTIL_A_STEP = """
 import os, sys
-from noisysam import cli, progress
+from noisysam import cli
+from noisysam.training import progress
 
 last = int(sys.argv.pop(1))
 

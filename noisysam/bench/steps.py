@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
-from noisysam import hardware, models, optim
+from noisysam import models, optim
 from noisysam.bench.measure import BATCH, Findings, Row, Settings, interleaved, median, ratio, rounded, seconds
-from noisysam.objective import Net, Objective, Task, WithFeatures
-from noisysam.progress import note
+from noisysam.core.network import Net, WithFeatures
+from noisysam.core.objective import Objective
+from noisysam.core.task import Task
+from noisysam.training import devices
+from noisysam.training.progress import note
 
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "sam m=32": ("sam", {"m": 32}),
@@ -92,8 +95,8 @@ def step_times(network: Network, batch: int, rounds: int) -> dict[str, list[floa
 
 def stepper(network: Network, batch: int, name: str, options: dict[str, Any]) -> Callable[[], float]:
     """A function that takes a turn of steps, on a network of its own; returns the seconds a step."""
-    device = hardware.resolve_device("auto")
-    precision = "bf16" if hardware.native_bf16(device) else "fp32"
+    device = devices.resolve_device("auto")
+    precision = "bf16" if devices.native_bf16(device) else "fp32"
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(batch, 3, 32, 32, generator=generator).to(device, memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device)

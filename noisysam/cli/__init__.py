@@ -15,7 +15,7 @@ import click
 
 from noisysam.cli import labels, runs, studies, tools  # noqa: F401  (they add their commands)
 from noisysam.cli.base import cli
-from noisysam.errors import RunFailed, UserError
+from noisysam.core.errors import RunFailed, UserError
 
 
 def _warn(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from noisysam import __version__
-from noisysam.errors import RunFailed
+from noisysam.core.errors import RunFailed
 
 store_option = click.option(
     "--store", type=click.Path(path_type=Path), default=Path("runs"), envvar="NOISYSAM_STORE", show_default=True,
@@ -44,7 +44,7 @@ def store_uri(tracking_uri: str | None, no_track: bool, experiment: str) -> str 
     if no_track:
         return None
     from noisysam import tracking
-    from noisysam.progress import note
+    from noisysam.training.progress import note
 
     uri = tracking.default_uri(tracking_uri)
     try:

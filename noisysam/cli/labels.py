@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from noisysam.cli.base import cli, json_option
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
 
 
 @cli.group(short_help="Make, show and verify label files.")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from noisysam.cli.base import cli, json_option, store_option, store_uri, tracked
-from noisysam.flags import ConfigCommand, ProbeCommand, configured, pairs
+from noisysam.cli.options import ConfigCommand, ProbeCommand, configured, pairs
 
 
 @cli.command(cls=ConfigCommand, short_help="Train one configuration.")
@@ -19,18 +19,19 @@ from noisysam.flags import ConfigCommand, ProbeCommand, configured, pairs
 @json_option
 def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, as_json: bool, **flags: Any) -> None:
     """Train one configuration; a finished one is shown as stored, an interrupted one resumes."""
-    from noisysam.config import PRESETS, validate
-    from noisysam.distributed import Ranks
-    from noisysam.hardware import resolve_device
-    from noisysam.outcome import run_name
-    from noisysam.progress import Display, note
-    from noisysam.sweep import tracker_for
-    from noisysam.train import fit
+    from noisysam.runs.config import validate
+    from noisysam.runs.presets import PRESETS
+    from noisysam.runs.summary import run_name
+    from noisysam.studies.sweep import tracker_for
+    from noisysam.training.devices import resolve_device
+    from noisysam.training.distributed import ProcessGroup
+    from noisysam.training.fit import fit
+    from noisysam.training.progress import Display, note
 
-    with Ranks.of_torchrun() as ranks:  # of several processes the first alone is seen
+    with ProcessGroup.of_torchrun() as processes:  # of several processes the first alone is seen
         config = validate(configured(flags))
-        if not ranks.first:
-            fit(config, store=store, ranks=ranks)
+        if not processes.first:
+            fit(config, store=store, processes=processes)
             return
         device = resolve_device(config.device)
         note(f"{run_name(config)}: a forecast follows the first steps")
@@ -43,7 +44,9 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
         display = Display(config, device.type == "cpu", " ".join(["noisysam", *map(shlex.quote, sys.argv[1:])]))
         uri = store_uri(tracking_uri, no_track, experiment)
         try:
-            result = fit(config, store=store, tracker=tracker_for(uri, experiment), watch=display, ranks=ranks)
+            result = fit(
+                config, store=store, tracker=tracker_for(uri, experiment), progress=display, processes=processes
+            )
         except KeyboardInterrupt:
             raise KeyboardInterrupt("stopped; the last whole epoch is saved: the same command resumes") from None
         finally:
@@ -56,7 +59,7 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
 
 def show_result(record: dict[str, Any]) -> None:
     """A run's figures, as a person reads them."""
-    from noisysam.progress import duration, percent
+    from noisysam.training.progress import duration, percent
 
     figures, spent, noise = record["results"], record["cost"], record["noise"]
     flips = f"{percent(noise['flip_rate'])} % of the labels are wrong"
@@ -89,8 +92,8 @@ def compare(runs: tuple[str, ...], store: Path, as_json: bool) -> None:
 
     The figures of the second run and later carry their difference from the first.
     """
-    from noisysam import compare as comparison
-    from noisysam.records import find_run
+    from noisysam.runs import compare as comparison
+    from noisysam.runs.record import find_run
 
     folders = [find_run(store, run) for run in runs]
     table = comparison.compare(folders)
@@ -98,7 +101,9 @@ def compare(runs: tuple[str, ...], store: Path, as_json: bool) -> None:
         click.echo(json.dumps(table.set_index("run").to_dict()))
     else:
         click.echo(table.to_markdown(index=False, disable_numparse=True))
-        page = comparison.page(folders)
+        from noisysam.tracking.pages import comparison as comparison_page
+
+        page = comparison_page(folders)
         if page is not None:
             click.echo(f"\nin MLflow, while `noisysam ui` serves: {page}")
 
@@ -130,9 +135,9 @@ def probe(
     not computed again.
     """
     from noisysam import probes
-    from noisysam.errors import UserError
+    from noisysam.core.errors import UserError
     from noisysam.probes import landscape
-    from noisysam.progress import note
+    from noisysam.training.progress import note
 
     if not names:
         raise UserError(f"name what to look at: {', '.join(f'--{name}' for name in probes.PROBES)}")

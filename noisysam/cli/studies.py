@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from noisysam.cli.base import cli, json_option, store_option, store_uri, tracked
-from noisysam.errors import RunFailed, UserError
+from noisysam.core.errors import RunFailed, UserError
 
 
 @cli.command(short_help="SGD and SAM on real handwritten digits, in three minutes.")
@@ -21,14 +21,15 @@ from noisysam.errors import RunFailed, UserError
 @click.option("--reports", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
 def demo(store: Path, tracking_uri: str | None, no_track: bool, jobs: int, reports: Path) -> None:
     """Train SGD and SAM on scikit-learn's digits at four noise rates, two seeds each; print the table."""
-    from noisysam import engines, study
+    from noisysam.studies import plan as plans
+    from noisysam.studies.engines import choice
 
     path = bundled("demo")
-    cells = study.plan(path)
-    study.save(path, cells, store)
+    cells = plans.plan(path)
+    plans.save(path, cells, store)
     uri = store_uri(tracking_uri, no_track, "demo")
     # one thread: 8x8 images do not pay for more, and beside other work two threads can be twenty times slower
-    with closing(engines.choose(None, store.absolute(), jobs, cpus=1)) as engine:
+    with closing(choice.choose(None, store.absolute(), jobs, cpus=1)) as engine:
         _raise_failed(_train("demo", cells, store.absolute(), engine, uri))
     _report("demo", store, reports, as_json=False, uri=uri)
     if uri is not None:
@@ -106,29 +107,30 @@ def sweep(
     A run that fails is told at the end, with exit code 1; the others go on. Whatever stopped a sweep, the same command
     goes on with it, and several sweeps of one study may run at a time.
     """
-    from noisysam import engines, study
-    from noisysam import sweep as sweeps
+    from noisysam.studies import plan as plans
+    from noisysam.studies import selection, study_file
+    from noisysam.studies.engines import choice
 
     path = Path(file) if Path(file).suffix or Path(file).exists() else bundled(file)
     store = store.absolute()
     if status:
-        _status(path.stem, sweeps.select(study.load(store, path.stem), only, shard), store)
+        _status(path.stem, selection.select(plans.load(store, path.stem), only, shard), store)
         return
-    plan = study.plan(path, data_dir)
-    sweeps.check_precision(plan)
-    cells = sweeps.select(plan, only, shard)
+    plan = plans.plan(path, data_dir)
+    selection.check_precision(plan)
+    cells = selection.select(plan, only, shard)
     if dry_run:
         _list_cells(cells, store)
         return
     deadline = None if limit is None else time.time() + 60 * limit
-    with closing(engines.choose(how.pop("engine"), store, **how)) as engine:
+    with closing(choice.choose(how.pop("engine"), store, **how)) as engine:
         if searched is not None:
             uri = store_uri(tracking_uri, no_track, f"{path.stem}-search")
             _search(path, cells, store, engine, uri, searched, trials, deadline)
             return
-        study.save(path, plan, store)
+        plans.save(path, plan, store)
         uri = store_uri(tracking_uri, no_track, path.stem)
-        done = _train(path.stem, cells, store, engine, uri, study.read(path).retries, retry_failed, deadline)
+        done = _train(path.stem, cells, store, engine, uri, study_file.read(path).retries, retry_failed, deadline)
     _raise_failed(done)
     if done.left:
         _note_left(done.left, len(cells))
@@ -138,7 +140,7 @@ def sweep(
 
 def _note_left(left: int, of: int) -> None:
     """Say that the time was up."""
-    from noisysam.progress import note
+    from noisysam.training.progress import note
 
     note(f"the time was up: {left} of {of} cells are left, the same command goes on with them")
 
@@ -146,23 +148,23 @@ def _note_left(left: int, of: int) -> None:
 def _status(name: str, cells: Sequence[Any], store: Path) -> None:
     from rich.console import Console
 
-    from noisysam import board
+    from noisysam.studies import status
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # nobody folds the lines of a file
-    console.print(board.status(name, cells, store))
+    console.print(status.status(name, cells, store))
 
 
 def _list_cells(cells: Sequence[Any], store: Path) -> None:
-    from noisysam import sweep as sweeps
-    from noisysam.progress import duration
+    from noisysam.studies import state as states
+    from noisysam.training.progress import duration
 
-    states = {cell.key: sweeps.state(cell, store) for cell in cells}
+    found = {cell.key: states.state(cell, store) for cell in cells}
     for cell in cells:
-        click.echo(f"{cell.key}  {'finished' if states[cell.key] == 'finished' else 'to do   '}  {cell.label}")
-    left = sum(state != "finished" for state in states.values())
-    seconds = sweeps.forecast(cells, store, states)
+        click.echo(f"{cell.key}  {'finished' if found[cell.key] == 'finished' else 'to do   '}  {cell.label}")
+    left = sum(state != "finished" for state in found.values())
+    seconds = states.forecast(cells, store, found)
     cost = (
         "cost unknown until a cell of each row has run" if seconds is None else f"about {duration(seconds)} one by one"
     )
@@ -181,20 +183,20 @@ def _train(
     blind: bool = False,
 ) -> Any:
     """Train the unfinished cells, and tell what happens (``blind``: but no test accuracies); the sweep at its end."""
-    from noisysam import board
-    from noisysam import sweep as sweeps
-    from noisysam.progress import note, percent
-    from noisysam.records import RunFolder
+    from noisysam.runs.record import RunFolder
+    from noisysam.studies import status
+    from noisysam.studies import sweep as sweeping
+    from noisysam.training.progress import note, percent
 
     parent = _parent(uri, name)
     show = not engine.parallel and not sys.stderr.isatty()
-    job = sweeps.TrainCell(store, uri, name, parent, engine.threads, show and not blind, deadline)
-    running = sweeps.Sweep(cells, store, job, engine, retries, retry_failed, deadline)
+    job = sweeping.TrainCell(store, uri, name, parent, engine.threads, show and not blind, deadline)
+    running = sweeping.Sweep(cells, store, job, engine, retries, retry_failed, deadline)
     note(f"{name}: {len(running.cells)} cells, {running.left} to do")
     try:
-        with board.live(name, running):
+        with status.live(name, running):
             for outcome in running.run():
-                what = outcome.error or board.SAID[outcome.state]
+                what = outcome.error or status.SAID[outcome.state]
                 if outcome.state == "finished" and not blind:
                     record = RunFolder(store, outcome.cell.key).record or {}
                     what = f"{percent(record['results']['last'])} % at the last epoch"
@@ -250,17 +252,17 @@ def _search(
     deadline: float | None,
 ) -> None:
     """Tune one field for each row; print what was found and write the tuned study beside the others here."""
-    from noisysam import search, study
-    from noisysam.progress import percent
+    from noisysam.studies import study_file, tuning
+    from noisysam.training.progress import percent
 
-    asked, retries = search.Range.parse(searched), study.read(path).retries
-    rows = search.rows(path, cells, asked, store)
+    asked, retries = tuning.Range.parse(searched), study_file.read(path).retries
+    rows = tuning.rows(path, cells, asked, store)
 
     def train(some: list[Any]) -> list[Any]:
         done = _train(f"{path.stem}-search", some, store, engine, uri, retries, deadline=deadline, blind=True)
         return list(done.failed.values())
 
-    whole = search.search(rows, trials, store, engine.width(), train)
+    whole = tuning.search(rows, trials, store, engine.width(), train)
     found = [best for row in rows if (best := row.best()) is not None]
     for best in found:
         present = "" if best.present is None else f", {percent(best.present)} % as it is"
@@ -271,7 +273,7 @@ def _search(
         _note_left(left, trials * len(rows))
     elif found:
         target = Path(f"{path.stem}-{asked.field.replace('.', '-')}.yaml")
-        target.write_text(search.tuned(path, target, asked, found, cells))
+        target.write_text(tuning.tuned(path, target, asked, found, cells))
         click.echo(f"noisysam sweep {target}")
 
 
@@ -311,7 +313,7 @@ def _report(study: str, store: Path, out: Path, as_json: bool, uri: str | None) 
 @click.option("--weights", is_flag=True, help="the trained weights too")
 def export(study: str, target: Path, store: Path, weights: bool) -> None:
     """Copy the finished runs of STUDY to the folder TARGET: records, label files, configurations, digests."""
-    from noisysam.records import export_study
+    from noisysam.runs.transfer import export_study
 
     click.echo(f"{export_study(store, study, target, weights)} finished runs of {study} are in {target}")
 
@@ -321,6 +323,6 @@ def export(study: str, target: Path, store: Path, weights: bool) -> None:
 @store_option
 def import_(source: Path, store: Path) -> None:
     """Take the exported runs in the folder SOURCE into the store; they are not run again."""
-    from noisysam.records import import_study
+    from noisysam.runs.transfer import import_study
 
     click.echo(f"{import_study(source, store)} new runs are in {store}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from noisysam.cli.base import cli, json_option, store_option
-from noisysam.errors import RunFailed
+from noisysam.core.errors import RunFailed
 
 
 @cli.command(short_help="Send records to MLflow that did not get there.")
@@ -31,8 +31,8 @@ def track(sync: bool, tracking_uri: str | None, store: Path) -> None:
 @click.option("--open/--no-open", "browser", default=True, show_default=True, help="in a browser, where there is one")
 def ui(study: str | None, tracking_uri: str | None, host: str, port: int, browser: bool) -> None:
     """Serve the MLflow UI until Ctrl-C; print and open the pages of STUDY (default: the newest experiment)."""
-    from noisysam.tracking import default_uri
-    from noisysam.ui import serve
+    from noisysam.tracking.client import default_uri
+    from noisysam.tracking.server import serve
 
     serve(default_uri(tracking_uri), port, host, study, browser, click.echo)
 
@@ -43,8 +43,8 @@ def ui(study: str | None, tracking_uri: str | None, host: str, port: int, browse
 @json_option
 def list_(what: str, plugin: Path | None, as_json: bool) -> None:
     """Every component of a kind: a line, its options and its source."""
-    from noisysam import plugins
-    from noisysam.listing import details, entries
+    from noisysam.cli.catalogue import details, entries
+    from noisysam.core import plugins
 
     if plugin is not None:
         plugins.load(plugin)
@@ -65,7 +65,7 @@ def list_(what: str, plugin: Path | None, as_json: bool) -> None:
 @json_option
 def doctor(data_dir: Path | None, as_json: bool) -> None:
     """Check versions, devices, data and tracking."""
-    from noisysam.listing import diagnosis
+    from noisysam.cli.catalogue import diagnosis
 
     found = diagnosis(data_dir)
     if as_json:

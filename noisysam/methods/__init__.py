@@ -7,30 +7,44 @@ from typing import Any
 
 from pydantic import BaseModel, create_model
 
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
 from noisysam.methods import (  # noqa: F401  (they register)
+    backward,
     bootstrap,
-    coteaching,
+    cdr,
+    ce,
+    co_teaching,
+    co_teaching_plus,
+    decoupling,
     dividemix,
-    dynamic,
     elr,
     elr_plus,
-    gradients,
-    losses,
-    mentor,
+    forward,
+    gce,
+    gce_truncated,
+    gjs,
+    incv,
+    jocor,
+    label_smoothing,
+    m_dyr_h,
+    mae,
+    mentormix,
+    mentornet,
     mixup,
+    nce_rce,
+    nts,
+    o2u,
     pes,
+    reed,
     rog,
+    sce,
     selc,
-    selection,
     sop,
     ssr,
-    stages,
-    transition,
 )
-from noisysam.methods.base import METHODS, Facts, Method, Options, Stage, Study, parse, validated
+from noisysam.methods.base import METHODS, Method, Options, RunInfo, Stage, StageContext, parse, validated
 
-__all__ = ["METHODS", "Facts", "Method", "Options", "Stage", "Study", "compose", "knows", "options"]
+__all__ = ["METHODS", "Method", "Options", "RunInfo", "Stage", "StageContext", "compose", "options"]
 
 
 @cache
@@ -63,8 +77,8 @@ def compose(name: str) -> type[Method]:
 
 
 HOOKS = (  # of which one part alone may have its own
-    "stages", "on_stage", "own_rule", "on_epoch", "on_evaluation", "batches", "tasks", "plan", "loss", "edit",
-    "outputs", "networks", "published",
+    "stages", "on_stage", "auxiliary_optimizer", "on_epoch", "on_evaluation", "batches", "tasks", "plan", "loss",
+    "transform_gradient", "outputs", "networks", "published",
 )  # fmt: skip
 
 
@@ -73,6 +87,6 @@ def options(name: str, given: Mapping[str, Any]) -> BaseModel:
     return validated(name, compose(name), given)
 
 
-def knows(name: str, chosen: Any) -> tuple[str, ...]:
+def noise_facts(name: str, chosen: Any) -> tuple[str, ...]:
     """The noise facts that a method is given under these options."""
-    return tuple(fact for part in parse(name) for fact in METHODS[part].knows(chosen))
+    return tuple(fact for part in parse(name) for fact in METHODS[part].noise_facts(chosen))

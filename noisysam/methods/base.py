@@ -15,23 +15,23 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from noisysam.loader import Batch, Epoch
-from noisysam.objective import Task
-from noisysam.registry import Registry
+from noisysam.core.registry import Registry
+from noisysam.core.task import Task
+from noisysam.data.loader import Batch, Epoch
 
 METHODS: Registry[type["Method"]] = Registry("method")
 
 Tasks = Sequence[Task]
 
 
-class Look(Protocol):
+class Forward(Protocol):
     """Logits (n, K) of network ``k`` as it is trained, without gradient, counted; with ``averaged`` at the moving
     average of its weights, where the method keeps one (``Method.teacher_decay``)."""
 
     def __call__(self, k: int, inputs: Tensor, averaged: bool = False) -> Tensor: ...
 
 
-class Predict(Protocol):
+class PredictTrainingSet(Protocol):
     """Logits (n, K), or features (n, d), of network ``k`` for the whole training set: plain inputs, evaluation mode,
     the averaged weights where averaging is on. Counts as training time."""
 
@@ -62,13 +62,13 @@ Rate = Annotated[float | str | None, AfterValidator(_check_rate)]
 multiple of that such as '0.5x' (oracle, and wrong on purpose)."""
 
 
-def told_rate(option: float | str | None) -> tuple[str, ...]:
-    """What ``Method.knows`` returns for a ``Rate`` option."""
+def rate_facts(option: float | str | None) -> tuple[str, ...]:
+    """What ``Method.noise_facts`` returns for a ``Rate`` option."""
     return () if isinstance(option, float) else ("rate",)
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunInfo:
     """What a method is told about its run. ``rate`` and ``matrix`` of the noise only where the method declares them."""
 
     samples: int
@@ -98,7 +98,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Study:
+class StageContext:
     """What ``stages`` may ask for between two stages."""
 
     predict: Callable[[str], Tensor]
@@ -111,7 +111,7 @@ class Method(nn.Module):
 
     Per-sample state and counters are buffers, made in ``on_stage``, so that they are saved, moved and reset for free.
     What a method learns beside the network are parameters, made there too; they are never perturbed, and step once, by
-    ``own_rule``, with the gradient of each row's first evaluation.
+    ``auxiliary_optimizer``, with the gradient of each row's first evaluation.
     """
 
     name: ClassVar[str]
@@ -126,17 +126,17 @@ class Method(nn.Module):
     views: ClassVar[int] = 1  # images that a row of a task holds
     features: ClassVar[bool] = False  # whether its loss looks at the penultimate features: ``task.features``
     reported: ClassVar[Literal["logits", "features"]] = "logits"  # what ``outputs`` makes the reported logits from
-    teacher_decay: float = 0.0  # decay of the moving averages of the weights that ``look`` may see; 0: none are kept
+    teacher_decay: float = 0.0  # decay of the moving averages of the weights that ``forward`` may see; 0: none are kept
 
-    def __init__(self, options: Any, facts: Facts) -> None:
+    def __init__(self, options: Any, info: RunInfo) -> None:
         super().__init__()
-        self.options, self.facts = options, facts
+        self.options, self.info = options, info
         self.epoch = 0
         self.generator: torch.Generator | None = None  # stream 'method' of this epoch, on the device
         self.rng = np.random.default_rng(0)  # the same stream for draws on the host
 
     @classmethod
-    def knows(cls, options: Any) -> tuple[str, ...]:
+    def noise_facts(cls, options: Any) -> tuple[str, ...]:
         """The noise facts of this run that it is given ('rate', 'matrix'); any of them makes the run oracle."""
         return ()
 
@@ -146,17 +146,17 @@ class Method(nn.Module):
         ``--preset published``)."""
         return {}
 
-    def stages(self, study: Study) -> Iterator[Stage]:
+    def stages(self, context: StageContext) -> Iterator[Stage]:
         """The trainings of this method, in order."""
         yield Stage()
 
     def on_stage(self, labels: Tensor) -> None:
         """A stage begins: make (or reset) the buffers. ``labels``: those of the whole training set."""
 
-    def on_epoch(self, epoch: int, predict: Predict) -> None:
+    def on_epoch(self, epoch: int, predict: PredictTrainingSet) -> None:
         """An epoch begins."""
 
-    def own_rule(self) -> torch.optim.Optimizer | None:
+    def auxiliary_optimizer(self) -> torch.optim.Optimizer | None:
         """The optimizer of the method's own parameters, asked for after each ``on_stage``."""
         return None
 
@@ -164,7 +164,7 @@ class Method(nn.Module):
         """The batches of an epoch."""
         return epoch
 
-    def tasks(self, batch: Batch, look: Look) -> Tasks:
+    def tasks(self, batch: Batch, forward: Forward) -> Tasks:
         """What each network learns from in this step; at most one task per network."""
         return [Task(k, batch.inputs, batch.labels, batch.index) for k in range(self.networks)]
 
@@ -175,10 +175,10 @@ class Method(nn.Module):
         """Loss of each row (n,), pure. The objective is its mean: a method that selects scales by rows / selected."""
         return self.cross_entropy(logits, task.labels)
 
-    edit: Callable[[list[Tensor], Sequence[Tensor]], list[Tensor]] | None = None
-    """``edit(grads, params)``: changes the step's gradient before the base rule."""
+    transform_gradient: Callable[[list[Tensor], Sequence[Tensor]], list[Tensor]] | None = None
+    """``transform_gradient(grads, params)``: changes the step's gradient before the base rule."""
 
-    def on_evaluation(self, predict: Predict) -> None:
+    def on_evaluation(self, predict: PredictTrainingSet) -> None:
         """The networks are about to be measured."""
 
     def outputs(self, logits: Sequence[Tensor]) -> Tensor:
@@ -193,12 +193,12 @@ class Method(nn.Module):
         """The number that a ``Rate`` option stands for."""
         if isinstance(option, float):
             return option
-        assert self.facts.rate is not None
-        return min(1.0, self.facts.rate * (float(option.removesuffix("x")) if option else 1.0))
+        assert self.info.rate is not None
+        return min(1.0, self.info.rate * (float(option.removesuffix("x")) if option else 1.0))
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each row, with classes or distributions as labels, and the run's label smoothing."""
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.facts.label_smoothing)
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.info.label_smoothing)
 
     def write(self, buffer: Tensor, index: Tensor, values: Tensor) -> None:
         """Write state for some samples; a value that is not finite leaves the whole batch's state as it was."""
@@ -220,8 +220,8 @@ def validated(name: str, cls: type[Method], given: Mapping[str, Any]) -> BaseMod
     """The options of a method class, checked."""
     from pydantic import ValidationError
 
-    from noisysam.config import explain
-    from noisysam.errors import UserError
+    from noisysam.core.errors import UserError
+    from noisysam.core.validation import explain
 
     try:
         return cls.Options(**given)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from noisysam.methods.base import METHODS, Method, Options, Stage, Study
+from noisysam.methods.base import METHODS, Method, Options, Stage, StageContext
 
 
 class BootstrapOptions(Options):
@@ -28,6 +28,6 @@ class Bootstrap(Method):
 
     Options = BootstrapOptions
 
-    def stages(self, study: Study) -> Iterator[Stage]:
+    def stages(self, context: StageContext) -> Iterator[Stage]:
         yield Stage()
-        yield Stage(labels=study.predict(self.options.teacher).argmax(1))
+        yield Stage(labels=context.predict(self.options.teacher).argmax(1))

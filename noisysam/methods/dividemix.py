@@ -11,10 +11,10 @@ from pydantic import Field
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from noisysam.loader import Batch, Epoch
-from noisysam.methods.base import METHODS, Look, Method, Options, Predict, one_hot
+from noisysam.core.task import Task
+from noisysam.data.loader import Batch, Epoch
+from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, one_hot
 from noisysam.methods.mixup import draw, mix
-from noisysam.objective import Task
 
 
 class DivideMixOptions(Options):
@@ -60,9 +60,9 @@ class DivideMix(Method):
 
     def on_stage(self, labels: Tensor) -> None:
         self.labels = labels
-        self.register_buffer("clean", torch.ones(2, self.facts.samples, device=self.facts.device))
+        self.register_buffer("clean", torch.ones(2, self.info.samples, device=self.info.device))
 
-    def on_epoch(self, epoch: int, predict: Predict) -> None:
+    def on_epoch(self, epoch: int, predict: PredictTrainingSet) -> None:
         if epoch < self.options.warmup:
             return
         for k in range(2):
@@ -89,18 +89,18 @@ class DivideMix(Method):
         for pair in zip(*pools, strict=True):
             yield epoch.batch(torch.cat(pair), network=k, views=2, divided=True)
 
-    def tasks(self, batch: Batch, look: Look) -> Sequence[Task]:
+    def tasks(self, batch: Batch, forward: Forward) -> Sequence[Task]:
         if not batch.divided:
-            targets = one_hot(batch.labels, self.facts.classes)
+            targets = one_hot(batch.labels, self.info.classes)
             networks = range(2) if batch.network is None else (batch.network,)
             return [Task(k, batch.inputs, targets, plan={"labelled": torch.ones_like(targets[:, 0])}) for k in networks]
         k, rows = batch.network, len(batch.index) // 2
         assert k is not None
         views = batch.views
-        own = torch.stack([look(k, x).softmax(1) for x in views]).mean(0)
-        peer = look(1 - k, torch.cat([x[rows:] for x in views])).softmax(1).reshape(2, rows, -1).mean(0)
+        own = torch.stack([forward(k, x).softmax(1) for x in views]).mean(0)
+        peer = forward(1 - k, torch.cat([x[rows:] for x in views])).softmax(1).reshape(2, rows, -1).mean(0)
         w = self.clean[1 - k][batch.index[:rows], None]
-        refined = w * one_hot(batch.labels[:rows], self.facts.classes) + (1 - w) * own[:rows]
+        refined = w * one_hot(batch.labels[:rows], self.info.classes) + (1 - w) * own[:rows]
         guessed = (own[rows:] + peer) / 2
         targets = sharpen(torch.cat([refined, guessed]), self.options.temperature)
         inputs, targets = torch.cat(views), targets.repeat(2, 1)
@@ -121,7 +121,7 @@ class DivideMix(Method):
             return loss
         p = log_p.exp()
         loss = loss + task.plan["lambda_u"] * ((p - task.labels) ** 2).mean(1) * (1 - labelled)
-        prior = -math.log(self.facts.classes) - p.mean(0).log().mean()  # KL(uniform || mean p)
+        prior = -math.log(self.info.classes) - p.mean(0).log().mean()  # KL(uniform || mean p)
         return task.plan["scale"] * loss + task.plan["penalty"] * prior
 
     def outputs(self, logits: Sequence[Tensor]) -> Tensor:

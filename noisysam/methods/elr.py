@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options
-from noisysam.objective import Task
 
 
 class ELROptions(Options):
@@ -32,8 +32,8 @@ class ELR(Method):
     targets: Tensor
 
     def on_stage(self, labels: Tensor) -> None:
-        shape = (self.facts.samples, self.facts.classes)
-        self.register_buffer("targets", torch.zeros(shape, device=self.facts.device))
+        shape = (self.info.samples, self.info.classes)
+        self.register_buffer("targets", torch.zeros(shape, device=self.info.device))
 
     def plan(self, tasks: Sequence[Task], logits: Sequence[Tensor]) -> None:
         (task,), beta = tasks, self.options.beta

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from noisysam.loader import Batch
-from noisysam.methods.base import METHODS, Facts, Look, Method, one_hot
+from noisysam.core.task import Task
+from noisysam.data.loader import Batch
+from noisysam.methods.base import METHODS, Forward, Method, RunInfo, one_hot
 from noisysam.methods.elr import ELROptions
 from noisysam.methods.mixup import draw, mix
-from noisysam.objective import Task
 
 
 class ELRPlusOptions(ELROptions):
@@ -39,8 +39,8 @@ class ELRPlus(Method):
     index_free = True
     targets: Tensor
 
-    def __init__(self, options: Any, facts: Facts) -> None:
-        super().__init__(options, facts)
+    def __init__(self, options: Any, info: RunInfo) -> None:
+        super().__init__(options, info)
         self.teacher_decay = options.ema
 
     @classmethod
@@ -50,14 +50,14 @@ class ELRPlus(Method):
         return {"beta": 0.9, "strength": 1.0} if noise_type == "asymmetric" else {}
 
     def on_stage(self, labels: Tensor) -> None:
-        shape = (2, self.facts.samples, self.facts.classes)
-        self.register_buffer("targets", torch.zeros(shape, device=self.facts.device))
+        shape = (2, self.info.samples, self.info.classes)
+        self.register_buffer("targets", torch.zeros(shape, device=self.info.device))
 
-    def tasks(self, batch: Batch, look: Look) -> Sequence[Task]:
-        labels = one_hot(batch.labels, self.facts.classes)
+    def tasks(self, batch: Batch, forward: Forward) -> Sequence[Task]:
+        labels = one_hot(batch.labels, self.info.classes)
         found = []
         for k in range(2):
-            p = look(1 - k, batch.inputs, averaged=True).softmax(1)
+            p = forward(1 - k, batch.inputs, averaged=True).softmax(1)
             weight, other = draw(self.options.alpha, len(labels), self.generator, self.rng, labels.device)
             plan = {"p": p, "index": batch.index, "other": other, "weight": weight}
             found.append(Task(k, mix(batch.inputs, other, weight), mix(labels, other, weight), plan=plan))
@@ -73,7 +73,7 @@ class ELRPlus(Method):
 
     def growth(self) -> float:
         """Of lambda: exp(-5 (1 - t)^2), t the share of the ramp that is over."""
-        epochs = self.options.ramp * self.facts.epochs
+        epochs = self.options.ramp * self.info.epochs
         return math.exp(-5 * max(0.0, 1 - self.epoch / epochs) ** 2) if epochs else 1.0
 
     def loss(self, logits: Tensor, task: Task) -> Tensor:

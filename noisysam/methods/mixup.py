@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from noisysam.loader import Batch
-from noisysam.methods.base import METHODS, Look, Method, Options, one_hot
-from noisysam.objective import Task
+from noisysam.core.task import Task
+from noisysam.data.loader import Batch
+from noisysam.methods.base import METHODS, Forward, Method, Options, one_hot
 
 
 class MixupOptions(Options):
@@ -27,9 +27,9 @@ class Mixup(Method):
     soft_labels = True
     index_free = True
 
-    def tasks(self, batch: Batch, look: Look) -> Sequence[Task]:
+    def tasks(self, batch: Batch, forward: Forward) -> Sequence[Task]:
         weight, other = draw(self.options.alpha, len(batch.inputs), self.generator, self.rng, batch.inputs.device)
-        labels = one_hot(batch.labels, self.facts.classes)
+        labels = one_hot(batch.labels, self.info.classes)
         inputs, labels = mix(batch.inputs, other, weight), mix(labels, other, weight)
         return [Task(k, inputs, labels) for k in range(self.networks)]
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from noisysam.loader import Batch, Epoch
-from noisysam.methods.base import METHODS, Method, Options, Predict, Stage, Study, one_hot
-from noisysam.objective import Task
+from noisysam.core.task import Task
+from noisysam.data.loader import Batch, Epoch
+from noisysam.methods.base import METHODS, Method, Options, PredictTrainingSet, Stage, StageContext, one_hot
 
 
 class PESOptions(Options):
@@ -35,26 +35,26 @@ class PES(Method):
     selected: Tensor
     balance: Tensor
 
-    def stages(self, study: Study) -> Iterator[Stage]:
+    def stages(self, context: StageContext) -> Iterator[Stage]:
         o, refined = self.options, {"base_opt": "adamw", "l2": "descent", "weight_decay": 0.0, "warmup": 0.0}
         refined |= {"lr": o.refine_lr, "schedule": "constant"}
-        first = max(1, round(o.first * self.facts.epochs))
+        first = max(1, round(o.first * self.info.epochs))
         self.selects = False
         yield Stage(settings={"epochs": first})
         for epochs, last in ((o.second, 2), (o.third, 1)):
             yield Stage(start="continue", fresh=last, trainable=last, settings={**refined, "epochs": epochs})
         self.selects = True
-        yield Stage(start="continue", settings={"epochs": max(1, self.facts.epochs - first)})
+        yield Stage(start="continue", settings={"epochs": max(1, self.info.epochs - first)})
 
     def on_stage(self, labels: Tensor) -> None:
         self.labels = labels
         self.register_buffer("selected", torch.ones(len(labels), device=labels.device))
-        self.register_buffer("balance", torch.ones(self.facts.classes, device=labels.device))
+        self.register_buffer("balance", torch.ones(self.info.classes, device=labels.device))
 
-    def on_epoch(self, epoch: int, predict: Predict) -> None:
+    def on_epoch(self, epoch: int, predict: PredictTrainingSet) -> None:
         if self.selects:
             self.selected = (predict(0).argmax(1) == self.labels).float()
-            counts = F.one_hot(self.labels, self.facts.classes).float().T @ self.selected
+            counts = F.one_hot(self.labels, self.info.classes).float().T @ self.selected
             present = counts > 0
             self.balance = torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0)
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from noisysam.methods.base import METHODS, Method, Options, Predict
+from noisysam.methods.base import METHODS, Method, Options, PredictTrainingSet
 
 STEPS = 10  # of concentration; the subset hardly moves after a few
 RIDGE = 1e-4  # of the mean variance, added where a covariance would not be invertible
@@ -37,9 +37,9 @@ class RoG(Method):
     def on_stage(self, labels: Tensor) -> None:
         self.labels = labels
 
-    def on_evaluation(self, predict: Predict) -> None:
+    def on_evaluation(self, predict: PredictTrainingSet) -> None:
         features = predict(0, features=True).double()
-        dim, classes = features.shape[1], self.facts.classes
+        dim, classes = features.shape[1], self.info.classes
         pooled, counts = features.new_zeros(dim, dim), features.new_zeros(classes)
         self.means = features.new_zeros(classes, dim)
         for c in range(classes):

@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
+from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, one_hot
-from noisysam.objective import Task
 
 TURNING_POINTS = {  # published epochs of cross-entropy, of 200
     ("cifar10", "symmetric"): {0.2: 40, 0.4: 30, 0.6: 30, 0.8: 40},
@@ -46,13 +46,13 @@ class SELC(Method):
         return {} if epochs is None else {"start": epochs / 200}
 
     def on_stage(self, labels: Tensor) -> None:
-        self.register_buffer("targets", one_hot(labels, self.facts.classes).clone())
+        self.register_buffer("targets", one_hot(labels, self.info.classes).clone())
 
     def plan(self, tasks: Sequence[Task], logits: Sequence[Tensor]) -> None:
         (task,), alpha = tasks, self.options.alpha
         assert task.index is not None
         target = self.targets[task.index]
-        if self.epoch >= round(self.options.start * self.facts.epochs):
+        if self.epoch >= round(self.options.start * self.info.epochs):
             target = alpha * target + (1 - alpha) * logits[0].softmax(1)
             self.write(self.targets, task.index, target)
         task.plan["target"] = target

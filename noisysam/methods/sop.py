@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, one_hot
-from noisysam.objective import Task
 
 TINY = 1e-4  # the authors' clamp of probabilities
 START = 1e-8  # standard deviation of u and v at first
@@ -41,11 +41,11 @@ class SOP(Method):
         return {"lr_u": 0.1, "lr_v": 100.0} if noise_type == "asymmetric" else {"lr_u": 1.0, "lr_v": 10.0}
 
     def on_stage(self, labels: Tensor) -> None:
-        samples, classes = self.facts.samples, self.facts.classes
-        draws = torch.from_numpy(self.rng.normal(0, START, (samples, 1 + classes))).float().to(self.facts.device)
+        samples, classes = self.info.samples, self.info.classes
+        draws = torch.from_numpy(self.rng.normal(0, START, (samples, 1 + classes))).float().to(self.info.device)
         self.u, self.v = nn.Parameter(draws[:, :1].clone()), nn.Parameter(draws[:, 1:].clone())
 
-    def own_rule(self) -> torch.optim.Optimizer:
+    def auxiliary_optimizer(self) -> torch.optim.Optimizer:
         o = self.options
         return torch.optim.SGD([{"params": [self.u], "lr": o.lr_u}, {"params": [self.v], "lr": o.lr_v}])
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from noisysam.loader import Batch, Epoch
-from noisysam.methods.base import METHODS, Look, Method, Options, Predict, one_hot
+from noisysam.core.task import Task
+from noisysam.data.loader import Batch, Epoch
+from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, one_hot
 from noisysam.methods.mixup import draw, mix
-from noisysam.objective import Task
 
 ROWS = 1000  # of the neighbour search at a time
 
@@ -60,30 +60,30 @@ class SSR(Method):
         self.register_buffer("selected", torch.ones(len(labels), device=labels.device))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(self.rng.integers(2**31)))
-            self.project, self.predict = (perceptron(d).to(labels.device) for d in (self.facts.features, 128))
+            self.project, self.predict = (perceptron(d).to(labels.device) for d in (self.info.features, 128))
 
-    def own_rule(self) -> torch.optim.Optimizer:
+    def auxiliary_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.options.head_lr, momentum=0.9, weight_decay=5e-4)
 
-    def on_epoch(self, epoch: int, predict: Predict) -> None:
+    def on_epoch(self, epoch: int, predict: PredictTrainingSet) -> None:
         confidence, found = predict(0).softmax(1).max(1)
         self.relabelled = torch.where(confidence > self.options.theta_r, found, self.labels)
-        votes = balanced_votes(predict(0, features=True), self.relabelled, self.facts.classes, self.options.k)
+        votes = balanced_votes(predict(0, features=True), self.relabelled, self.info.classes, self.options.k)
         own = votes.gather(1, self.relabelled[:, None]).squeeze(1)
         self.selected = (own >= self.options.theta_s * votes.max(1).values).float()
 
     def batches(self, epoch: Epoch) -> Iterable[Batch]:
-        counts = self.selected @ one_hot(self.relabelled, self.facts.classes)
+        counts = self.selected @ one_hot(self.relabelled, self.info.classes)
         weight = self.selected / counts.clamp(min=1)[self.relabelled]
         weight = torch.where(self.selected.any(), weight, torch.ones_like(weight))
         for batch in epoch:
             chosen = torch.multinomial(weight, len(batch.index), replacement=True, generator=self.generator)
             yield epoch.batch(torch.cat([chosen, batch.index]), views=2)
 
-    def tasks(self, batch: Batch, look: Look) -> Sequence[Task]:
+    def tasks(self, batch: Batch, forward: Forward) -> Sequence[Task]:
         """Each row holds four images: two mixed ones of selected samples, and two views of any sample."""
         n = len(batch.index) // 2
-        labels = one_hot(self.relabelled[batch.index[:n]], self.facts.classes).repeat(2, 1)
+        labels = one_hot(self.relabelled[batch.index[:n]], self.info.classes).repeat(2, 1)
         weight, other = draw(self.options.alpha, 2 * n, self.generator, self.rng, labels.device)
         weight = max(weight, 1 - weight)
         mixed = mix(torch.cat([view[:n] for view in batch.views]), other, weight)

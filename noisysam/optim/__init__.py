@@ -5,18 +5,34 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
+from noisysam.optim.asam import ASAM
 from noisysam.optim.base import NEEDS, OPTIMIZERS, Options, Radius, SharpnessAware
-from noisysam.optim.descent import CRSAM, GCSAM, GSAM, SANER, WSAM, Lookbehind, LookSAM, StableSAM
-from noisysam.optim.direction import ASAM, FSAM, MSAM, NCSAM, SAMON, SSAMF, VaSSO
-from noisysam.optim.distil import MESA, SAF
+from noisysam.optim.cr_sam import CRSAM
 from noisysam.optim.esam import ESAM, ESAMInverse
-from noisysam.optim.extrap import ExtrapSGD
-from noisysam.optim.logits import JSAM, LSAM
-from noisysam.optim.minimax import SAMSGA
-from noisysam.optim.regularised import RegSGD
-from noisysam.optim.sam import SAM, SGD, AdamW, SAMRandom
+from noisysam.optim.extrap_sgd import ExtrapSGD
+from noisysam.optim.f_sam import FSAM
+from noisysam.optim.gc_sam import GCSAM
+from noisysam.optim.gsam import GSAM
+from noisysam.optim.j_sam import JSAM
+from noisysam.optim.l_sam import LSAM
+from noisysam.optim.lookbehind import Lookbehind
+from noisysam.optim.looksam import LookSAM
+from noisysam.optim.mesa import MESA
+from noisysam.optim.msam import MSAM
+from noisysam.optim.ncsam import NCSAM
+from noisysam.optim.reg_sgd import RegSGD
+from noisysam.optim.saf import SAF
+from noisysam.optim.sam import SAM, SAMRandom
+from noisysam.optim.sam_on import SAMON
+from noisysam.optim.sam_sga import SAMSGA
+from noisysam.optim.saner import SANER
+from noisysam.optim.sgd import SGD, AdamW
+from noisysam.optim.ssam import SSAMF
+from noisysam.optim.stable_sam import StableSAM
 from noisysam.optim.universal import DetSAM, FrobSAM, TraceSAM, Universal
+from noisysam.optim.vasso import VaSSO
+from noisysam.optim.wsam import WSAM
 
 __all__ = [
     "ASAM", "CRSAM", "ESAM", "FSAM", "GCSAM", "GSAM", "JSAM", "LSAM", "MESA", "MSAM", "NCSAM", "NEEDS", "OPTIMIZERS",
@@ -34,7 +50,7 @@ def options(
     ascent_steps: int | None = None,
 ) -> Options:
     """The checked options of optimizer ``name``; ``UserError`` names the option that does not fit."""
-    from noisysam.config import explain
+    from noisysam.core.validation import explain
 
     member = OPTIMIZERS[name]
     values = dict(given)

@@ -8,9 +8,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from noisysam.errors import UserError
-from noisysam.objective import Average, Closure, Objective, Rows
-from noisysam.registry import Registry
+from noisysam.core.errors import UserError
+from noisysam.core.objective import Closure, Objective
+from noisysam.core.registry import Registry
+from noisysam.core.task import Average, Rows
 
 OPTIMIZERS: Registry[type["SharpnessAware"]] = Registry("optimizer")
 
@@ -119,7 +120,9 @@ class SharpnessAware(torch.optim.Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         self.peak_lr = float(self.param_groups[0]["lr"])  # before a schedule lowers it
         self.clip = clip
-        self.edit: Callable[[list[Tensor], Sequence[Tensor]], list[Tensor]] | None = None  # the method's, if it has one
+        self.transform_gradient: Callable[[list[Tensor], Sequence[Tensor]], list[Tensor]] | None = (
+            None  # the method's, if it has one
+        )
         self.average: Average = list  # of a step's gradient
         self.generator: torch.Generator | None = None  # of this epoch's draws; None: torch's global one
         self.epoch, self.epochs, self.samples = 0, 1, 0  # as ``on_epoch`` said last
@@ -266,7 +269,7 @@ class SharpnessAware(torch.optim.Optimizer):
         assert total is not None
         total = self.average(total)
         self.gathered = {name: self.average(kept) for name, kept in self.gathered.items()}
-        grads = total if self.edit is None else self.edit(total, self.params)
+        grads = total if self.transform_gradient is None else self.transform_gradient(total, self.params)
         self.norm = global_norm(grads)
         sound = torch.isfinite(self.norm)
         for kept in self.gathered.values():

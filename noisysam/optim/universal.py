@@ -6,7 +6,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from noisysam.objective import Objective, Rows
+from noisysam.core.objective import Objective
+from noisysam.core.task import Rows
 from noisysam.optim.base import OPTIMIZERS, Options, SharpnessAware, plus, scaled
 
 

@@ -20,17 +20,20 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from noisysam import hardware, methods, metrics, models
-from noisysam.augment import normalise
-from noisysam.config import RunConfig, explain, validate
-from noisysam.environment import environment
-from noisysam.errors import UserError
-from noisysam.evaluate import Evaluator
-from noisysam.loader import PLAIN_ROWS, Loader
-from noisysam.methods import Facts, Method
-from noisysam.problem import Problem, prepare
-from noisysam.records import PROBE_SCHEMA, RunFolder, atomic, file_digest, find_run, read_json, write_json
-from noisysam.registry import Registry
+from noisysam import methods, models
+from noisysam.core.environment import environment
+from noisysam.core.errors import UserError
+from noisysam.core.files import atomic, file_digest, read_json, write_json
+from noisysam.core.registry import Registry
+from noisysam.core.validation import explain
+from noisysam.data.augmentation import normalise
+from noisysam.data.loader import PLAIN_ROWS, Loader
+from noisysam.methods import Method, RunInfo
+from noisysam.runs.config import RunConfig, validate
+from noisysam.runs.problem import Problem, prepare
+from noisysam.runs.record import PROBE_SCHEMA, RunFolder, find_run
+from noisysam.training import devices, metrics
+from noisysam.training.evaluator import Evaluator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,7 +151,7 @@ def load(
                 f"run {folder.key} was trained on {name} {record['digests'][name][:16]}, found here are {digest[:16]}:"
                 " give the same --data-dir and the same version"
             )
-    where = hardware.resolve_device(device)
+    where = devices.resolve_device(device)
     noisy = problem.noisy.take(problem.train)
     loader = Loader(
         problem.dataset,
@@ -199,7 +202,7 @@ def probe(
             subject = subject or load(store, folder.key, data_dir, device, plugin)
             start = time.perf_counter()
             results = PROBES[name](chosen).run(subject)
-            spent = {"device": hardware.device_name(subject.device), "seconds": time.perf_counter() - start}
+            spent = {"device": devices.device_name(subject.device), "seconds": time.perf_counter() - start}
             found = {"results": results, "scalars": scalars(results)}
             write_json(path, {**facts, "commit": environment()["commit"], **spent, **found})
         written[name] = read_json(path)
@@ -301,7 +304,7 @@ def _method(config: RunConfig, problem: Problem, loader: Loader, modules: list[n
     """The method as it was after training, as far as ``outputs`` needs it."""
     options = methods.options(config.method, config.method_option)
     noisy = problem.noisy.take(problem.train)
-    facts = Facts(
+    facts = RunInfo(
         samples=len(noisy.labels),
         classes=problem.dataset.classes,
         epochs=config.epochs,

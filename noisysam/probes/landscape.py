@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from noisysam import metrics
 from noisysam.probes.base import PARTS, PROBES, Options, Probe, Subject, probe, save
+from noisysam.training import metrics
 
 STATEMENT = (
     "cross-entropy and accuracy of the reported outputs, float32; batch norm in evaluation mode, its running "
@@ -45,15 +45,15 @@ class Landscape(Probe):
     def run(self, subject: Subject) -> dict[str, Any]:
         """``line`` and ``plane``: coordinates, and loss and accuracy of each part in a list of as many dimensions.
         Drawn in landscape-line and landscape-plane, .png and .svg."""
-        from noisysam.report import looks
+        from noisysam.report import probe_figures
 
         o, name = self.options, subject.record["name"]
         found: dict[str, Any] = {"statement": STATEMENT}
         found["line"] = surface(subject, o.limit, o.seed, [coordinates(o.radius, o.points)])
-        files = save(looks.lines({name: found}), subject.place, "landscape-line")
+        files = save(probe_figures.lines({name: found}), subject.place, "landscape-line")
         if o.grid:
             found["plane"] = surface(subject, o.limit, o.seed, [coordinates(o.radius, o.grid)] * 2)
-            files += save(looks.planes({name: found}), subject.place, "landscape-plane")
+            files += save(probe_figures.planes({name: found}), subject.place, "landscape-plane")
         return {**found, "files": files}
 
 
@@ -120,14 +120,14 @@ def compare(
 ) -> list[Path]:
     """Draw the landscapes of several runs side by side, along directions of the same draws: landscape-line and
     landscape-plane, .png and .svg, in ``target``; their paths. ``where``: as for ``probe``."""
-    from noisysam.report import looks
+    from noisysam.report import probe_figures
 
     found: dict[str, Any] = {}
     for key in keys:
         written = probe(store, key, ["landscape"], options, **where)["landscape"]
         name = written["name"]
         found[name if name not in found else f"{name} ({written['key']})"] = written["results"]
-    files = save(looks.lines(found), target, "landscape-line")
+    files = save(probe_figures.lines(found), target, "landscape-line")
     if all("plane" in results for results in found.values()):
-        files += save(looks.planes(found), target, "landscape-plane")
+        files += save(probe_figures.planes(found), target, "landscape-plane")
     return [target / name for name in files]

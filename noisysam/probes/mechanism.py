@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
 from noisysam.optim.base import global_norm, inner, plus, scaled
 from noisysam.probes.base import PROBES, Options, Probe, Subject, save
 
@@ -57,7 +57,7 @@ class Mechanism(Probe):
     def run(self, subject: Subject) -> dict[str, Any]:
         """``moments``: figures of each, None where there are no flipped samples; ``note`` says which they are. Drawn
         over the epochs where the run kept weights on the way."""
-        from noisysam.report import looks
+        from noisysam.report import probe_figures
 
         o = self.options
         if o.network >= len(subject.modules):
@@ -85,7 +85,7 @@ class Mechanism(Probe):
             "jacobian_rows": len(few_labels),
             "jacobian_flipped": int(few_flipped.sum()),
             "moments": moments,
-            "files": save(looks.mechanism(named), subject.place, "mechanism") if len(moments) > 1 else [],
+            "files": save(probe_figures.mechanism(named), subject.place, "mechanism") if len(moments) > 1 else [],
         }
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from noisysam import metrics, optim
-from noisysam.optim.minimax import SAMSGA
+from noisysam import optim
+from noisysam.optim.sam_sga import SAMSGA
 from noisysam.probes.base import PROBES, Options, Probe, Subject, save
+from noisysam.training import metrics
 
 LATENT, WIDTH = 64, 32  # the generator's noise, and its channels
 CLIP = 1.0  # of the student's gradient: at few bits the first ones are large, and a large step moves most weights
@@ -74,7 +75,7 @@ class Quantise(Probe):
     def run(self, subject: Subject) -> dict[str, Any]:
         """``accuracy`` of the full network(s); for each of ``bits``, accuracy and agreement (the share of test images
         that get the full network's class), plain and zero-shot."""
-        from noisysam.report import looks
+        from noisysam.report import probe_figures
 
         o = self.options
         inputs, labels = subject.part("test", o.test_limit or None)
@@ -87,7 +88,7 @@ class Quantise(Probe):
                 learnt = [zero_shot(m, bits, inputs.shape[1:], o) for m in subject.modules]
                 figures |= _figures("zero_shot", subject.logits(inputs, learnt), full, labels)
             found["bits"][str(bits)] = figures
-        files = save(looks.quantised({subject.record["name"]: found}), subject.place, "quantise")
+        files = save(probe_figures.quantised({subject.record["name"]: found}), subject.place, "quantise")
         return {"statement": STATEMENT, "rows": len(labels), **found, "files": files}
 
 

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from noisysam import metrics
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
 from noisysam.probes.base import PARTS, PROBES, Options, Probe, Subject, save
+from noisysam.training import metrics
 
 CHUNK = 50  # rows whose graph is in memory at a time
 ALL = slice(None)
@@ -62,7 +62,7 @@ class Sharpness(Probe):
 
     def run(self, subject: Subject) -> dict[str, Any]:
         """Figures for each part, and the densities drawn in sharpness-density.png and .svg."""
-        from noisysam.report import looks
+        from noisysam.report import probe_figures
 
         o = self.options
         if o.network >= len(subject.modules):
@@ -78,7 +78,7 @@ class Sharpness(Probe):
         facts = {"statement": STATEMENT, "networks": len(subject.modules)}
         weights = Loss(module, *subject.part("test", 1)).weights
         facts |= {"parameters": len(weights), "weight_norm": float(weights.norm())}
-        drawing = looks.densities({subject.record["name"]: found})
+        drawing = probe_figures.densities({subject.record["name"]: found})
         return {**facts, **found, "files": save(drawing, subject.place, "sharpness-density")}
 
     def curvature(self, loss: "Loss") -> dict[str, Any]:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from noisysam.errors import UserError
-from noisysam.noise import NOISE
-from noisysam.records import RunFolder, load_study
-from noisysam.registry import summary
+from noisysam.core.errors import UserError
+from noisysam.core.registry import summary
+from noisysam.noise.base import NOISE
 from noisysam.report import claims, figures, probes, published, robust, tables
 from noisysam.report.document import Document, Figure, Section, Table, section_markdown, write_text
 from noisysam.report.tables import WHOLE, Cell, Summary, finished, joined, read_cells, summary_table
+from noisysam.runs.record import RunFolder, load_study
+from noisysam.studies import claims as study_claims
 
 __all__ = ["MEASURES", "Report", "read_cells", "report", "summary_table"]
 
@@ -198,7 +199,7 @@ def _noise(cells: Sequence[Cell]) -> Section:
 
 def _verdicts(plan: dict[str, Any], cells: Sequence[Cell]) -> list[Section]:
     """The claims whose rows are all in the study: the project's own, and those of the study file."""
-    chosen = [*claims.applicable(claims.OURS, cells), *claims.parse(plan.get("claims") or [], "claims")]
+    chosen = [*claims.applicable(study_claims.OURS, cells), *study_claims.parse(plan.get("claims") or [], "claims")]
     if not chosen:
         return []
     seeds = plan.get("planned_seeds") or sorted({cell["seed"] for cell in cells})

@@ -3,22 +3,26 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from noisysam.config import explain
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
 from noisysam.report import statistics
 from noisysam.report.statistics import Estimate
 from noisysam.report.tables import Cell, column_name, joined
+from noisysam.studies.claims import LEVEL, Claim
 
-LEVEL = 0.05  # one-sided
 FEWEST = 3  # planned seeds that can decide; two are descriptive, one has no interval
+
+
 RATE_STEP = 0.1  # of noise, for which the growth of a gain is told
+
+
 NUMBER = re.compile(r"\d+(\.\d+)?(e-?\d+)?")
+
+
 RULES = (
     "Effects are differences in percentage points between runs with the same noise, seed and label file; [ ] is their t"
     " interval with coverage 1 - 2 x level. Tests are one-sided at a level of 5 % unless the reason names another, so"
@@ -29,117 +33,11 @@ RULES = (
     " added later, a second line describes."
 )
 
-Measure = Literal["last", "last_ten", "selected", "best", "memorised", "recovered", "auroc"]
+
 Place = tuple[str, float]  # noise type, nominal rate
+
+
 Runs = dict[tuple[str, str, float], dict[int, Cell]]  # row, noise type, rate -> seed -> run
-
-
-def _both(value: Any) -> Any:
-    return (value, value) if isinstance(value, str) else value
-
-
-class Claim(BaseModel):
-    """A sentence that a study can test. The fields are the keys under ``claims`` of a study file.
-
-    With d the mean difference A - B at a rate (B - A where ``direction`` is lower), ``margin`` m, and one-sided tests:
-
-    - greater (rows A, B): d > m at every rate. Contradicted: d < m at one rate at least.
-    - not_worse (rows A, B): d > -m at every rate. Contradicted: d < -m at one rate at least.
-    - equal (rows A, B): -m < d < m at every rate. Contradicted: d < -m or d > m at one rate at least.
-    - grows (rows A, B): the slope of d over the noise rate is above 0. Contradicted: it is below 0.
-    - some_beats (rows A1, A2, ..., B): one Ai at least has d > m at every rate. Contradicted: each has d < m at one
-      rate at least.
-    - knife_edge (rows in the order of a setting, or one as "SAM, rho": its variants "SAM, rho=0.05", ..., in order): a
-      row inside the list is ahead of every other row, on both sides, by more than m, at every rate. Contradicted: at
-      one rate at least, each row inside the list has another less than m behind it, or ahead.
-
-    With ``rates`` some, "at every rate" is "at one rate at least", and "at one rate at least" is "at every rate".
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    text: str = Field(min_length=1, description="the sentence that is tested")
-    kind: Literal["greater", "not_worse", "equal", "grows", "some_beats", "knife_edge"]
-    rows: tuple[str, ...] = Field(min_length=1, description="rows of the report by name; the last is compared with")
-    measure: Annotated[tuple[Measure, Measure], BeforeValidator(_both)] = Field(
-        default=("last", "last"), description="the figure compared, or two: of A and of B"
-    )
-    direction: Literal["higher", "lower"] = Field(default="higher", description="which way of the measure is better")
-    margin: float = Field(default=0.0, ge=0, description="percentage points")
-    rates: Literal["all", "some"] = Field(default="all", description="whether it must hold at all rates or at some")
-    noise: tuple[float, ...] | None = Field(default=None, min_length=1, description="nominal rates (else the study's)")
-    noise_type: str | None = Field(default=None, description="noise type (else the study's)")
-    level: float = Field(default=LEVEL, gt=0, lt=0.5, description="of each one-sided test")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        """What the fields say together."""
-        if self.kind in ("greater", "not_worse", "equal", "grows") and len(self.rows) != 2:
-            raise ValueError(f"rows: {self.kind} compares two")
-        if self.kind == "some_beats" and len(self.rows) < 2:
-            raise ValueError("rows: some_beats needs candidates and, last, the row they are compared with")
-        if self.kind == "knife_edge" and len(self.rows) == 2:
-            raise ValueError("rows: knife_edge needs three or more in order, or one whose variants are meant")
-        if self.kind == "knife_edge" and self.measure[0] != self.measure[1]:
-            raise ValueError("measure: knife_edge compares rows by one")
-        if len(set(self.rows)) < len(self.rows) and (len(self.rows) > 2 or self.measure[0] == self.measure[1]):
-            raise ValueError("rows: a row is compared with itself")
-        if self.kind in ("not_worse", "equal", "knife_edge") and not self.margin:
-            raise ValueError(f"margin: {self.kind} needs one above 0")
-        if self.kind == "grows" and (self.margin or self.rates == "some"):
-            raise ValueError(f"{'margin' if self.margin else 'rates'}: grows has none, it is about the slope")
-        return self
-
-    @property
-    def unit(self) -> str:
-        """The unit of its effects."""
-        return "points per 10 % noise" if self.kind == "grows" else "points"
-
-
-OURS = [
-    Claim(text="SAM is better than SGD at every noise rate", kind="greater", rows=("SAM", "SGD")),
-    Claim(text="The gain of SAM over SGD grows with the noise rate", kind="grows", rows=("SAM", "SGD")),
-    Claim(
-        text="SAM at the last epoch is better than SGD at the epoch selected on noisy validation labels",
-        kind="greater", rows=("SAM", "SGD"), measure=("last", "selected"),
-    ),
-    Claim(
-        text="Bootstrap + SAM is not worse than SAM by 1 point or more",
-        kind="not_worse", rows=("Bootstrap + SAM", "SAM"), margin=1,
-    ),
-    Claim(
-        text="Bootstrap + SGD is equal to SGD within 1 point", kind="equal", rows=("Bootstrap + SGD", "SGD"), margin=1
-    ),
-    Claim(
-        text="SAM's radius is a knife-edge: every other one, larger or smaller, costs more than 5 points",
-        kind="knife_edge", rows=("SAM, rho",), margin=5,
-    ),
-    Claim(text="J-SAM is equal to SAM within 1 point", kind="equal", rows=("J-SAM", "SAM"), margin=1),
-    Claim(
-        text="L-SAM is without gain: SGD is not worse by 1 point or more",
-        kind="not_worse", rows=("SGD", "L-SAM"), margin=1,
-    ),
-    Claim(
-        text="SAM in a random direction is without gain: SGD is not worse by 1 point or more",
-        kind="not_worse", rows=("SGD", "SAM (random direction)"), margin=1,
-    ),
-    Claim(
-        text="SAM with one perturbation for every 32 images is better than with one for the batch",
-        kind="greater", rows=("SAM", "SAM (m = batch)"),
-    ),
-]  # fmt: skip
-
-
-def parse(given: Sequence[Any], where: str) -> list[Claim]:
-    """Claims from what a study file lists; ``UserError`` with one line that names the field. ``where`` names the
-    list."""
-    claims = []
-    for number, item in enumerate(given, 1):
-        try:
-            claims.append(Claim.model_validate(item))
-        except ValidationError as error:
-            raise UserError(f"{where}, number {number}, {explain(error, prefix='')}") from None
-    return claims
 
 
 @dataclass(frozen=True)
@@ -157,7 +55,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TestResult:
     """Tests taken together: p values of the whole, and the effect that decides each."""
 
     p: float
@@ -217,7 +115,7 @@ def judge(claim: Claim, cells: Sequence[Cell], planned_seeds: Iterable[int]) -> 
     return Verdict(claim, name, reason, outcome.p, outcome.opposite, deciding, outcome.effects, oracle)
 
 
-def _undecided(outcome: Outcome) -> str:
+def _undecided(outcome: TestResult) -> str:
     """Why neither the claim nor its opposite is shown."""
     waiting = [effect for effect in outcome.effects if effect.missing]
     if waiting:
@@ -286,11 +184,11 @@ def _runs(cells: Iterable[Cell]) -> Runs:
     return runs
 
 
-def _outcome(claim: Claim, scope: Scope, runs: Runs, planned: Sequence[int]) -> Outcome:
+def _outcome(claim: Claim, scope: Scope, runs: Runs, planned: Sequence[int]) -> TestResult:
     """The tests of a claim, put together as its sentence says."""
     rows, places, over = scope.rows, scope.places, _every if claim.rates == "all" else _some
 
-    def effect(a: str, b: str, place: Place, what: str = "") -> Outcome:
+    def effect(a: str, b: str, place: Place, what: str = "") -> TestResult:
         return _effect(claim, what + _name(place), _gains(claim, runs, a, b, place), planned)
 
     if claim.kind == "grows":
@@ -314,10 +212,10 @@ def _name(place: Place) -> str:
     return column_name({"noise_type": place[0], "noise": place[1]})
 
 
-def _every(parts: Sequence[Outcome]) -> Outcome:
+def _every(parts: Sequence[TestResult]) -> TestResult:
     """Each part must hold: intersection-union. Its opposite: one part at least is contradicted; by Simes rather than
     Holm, so that where all opposites are shown at full level, theirs is too."""
-    return Outcome(
+    return TestResult(
         statistics.intersection_union([part.p for part in parts]),
         statistics.simes([part.opposite for part in parts]),
         max(parts, key=lambda part: part.p).weakest,
@@ -326,9 +224,9 @@ def _every(parts: Sequence[Outcome]) -> Outcome:
     )
 
 
-def _some(parts: Sequence[Outcome]) -> Outcome:
+def _some(parts: Sequence[TestResult]) -> TestResult:
     """One part at least must hold: Holm. Its opposite: each part is contradicted."""
-    return Outcome(
+    return TestResult(
         min(statistics.holm([part.p for part in parts])),
         statistics.intersection_union([part.opposite for part in parts]),
         min(parts, key=lambda part: part.p).weakest,
@@ -356,7 +254,7 @@ def _gains(claim: Claim, runs: Runs, a: str, b: str, place: Place) -> dict[int, 
 
 def _growth(
     claim: Claim, runs: Runs, rows: Sequence[str], name: str, places: Sequence[Place], planned: Sequence[int]
-) -> Outcome:
+) -> TestResult:
     """The slope of the gain over the rates of one noise type, for each seed."""
     gains = [_gains(claim, runs, rows[0], rows[1], place) for place in places]
     seeds = sorted(set.intersection(*map(set, gains)))
@@ -366,7 +264,7 @@ def _growth(
     return _effect(claim, f"slope over the {len(places)} rates of {name}", growth, planned)
 
 
-def _effect(claim: Claim, what: str, gains: Mapping[int, float], planned: Sequence[int]) -> Outcome:
+def _effect(claim: Claim, what: str, gains: Mapping[int, float], planned: Sequence[int]) -> TestResult:
     """One test."""
     values = [gains[seed] for seed in planned if seed in gains]
     missing = tuple(seed for seed in planned if seed not in gains)
@@ -379,7 +277,7 @@ def _effect(claim: Claim, what: str, gains: Mapping[int, float], planned: Sequen
         p,
         opposite,
     )
-    return Outcome(p, opposite, effect, effect, (effect,))
+    return TestResult(p, opposite, effect, effect, (effect,))
 
 
 def _tests(claim: Claim, values: Sequence[float]) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure as Drawing
 
-from noisysam.records import atomic
+from noisysam.core.files import atomic
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from noisysam.errors import UserError
-from noisysam.records import RunFolder
-from noisysam.report import looks
+from noisysam.core.errors import UserError
+from noisysam.report import probe_figures
 from noisysam.report.document import Figure, Section, Table
 from noisysam.report.figures import TOGETHER
 from noisysam.report.tables import Cell, column_name, finished
+from noisysam.runs.record import RunFolder
 
 Results = Mapping[str, Any]
 Found = list[tuple[Cell, Results]]  # runs, and what one probe found in each
@@ -88,22 +88,22 @@ Shown = tuple[str, list[Table], list[Figure]]  # text, tables, figures
 def _sharpness(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
     lines: list[Line] = []
     for place, leading, group in _places(found):
-        for part, title in looks.TITLES.items():
+        for part, title in probe_figures.TITLES.items():
             lines.append(([*leading, title], place, [results[part] for results in group]))
     text = (
         f"{MEANS} The largest eigenvalue and the trace of the Hessian, its s.e. over the random vectors; how the loss"
         " rises within rho: worst case, for each m rows by projected ascent, whose first step is SAM's; average case,"
         " in random directions."
     )
-    drawn = [("density", "Spectral densities of the Hessian.", looks.densities)]
+    drawn = [("density", "Spectral densities of the Hessian.", probe_figures.densities)]
     return text, [_table(name, ("row", "noise", "images"), lines, CURVATURE, anchors)], _figures(name, found, drawn)
 
 
 def _landscape(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
-    drawn = [("line", "Loss and accuracy along one filter-normalised direction.", looks.lines)]
+    drawn = [("line", "Loss and accuracy along one filter-normalised direction.", probe_figures.lines)]
     figures = _figures(name, found, drawn)
     if all("plane" in results for _, results in found):
-        plane = [("plane", "The loss in the plane of two filter-normalised directions.", looks.planes)]
+        plane = [("plane", "The loss in the plane of two filter-normalised directions.", probe_figures.planes)]
         figures += _figures(name, found, plane, PLANES)
     return "Directions are of the same draws in all runs.", [], figures
 
@@ -123,7 +123,7 @@ def _mechanism(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
         _table(f"{name}-gradients", ("row", "noise"), lines, GRADIENTS, anchors),
     ]
     moving = [(cell, results) for cell, results in found if len(results["moments"]) > 1]
-    drawn = [("epochs", "The same over the epochs of the last stage.", looks.mechanism)]
+    drawn = [("epochs", "The same over the epochs of the last stage.", probe_figures.mechanism)]
     return text, tables, _figures(name, moving, drawn) if moving else []
 
 
@@ -140,7 +140,7 @@ def _quantise(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
     text = (
         f"{MEANS} Accuracy of the full network, rounded to the nearest level, and after ZSAQ's training without data."
     )
-    drawn = [("bits", "Test accuracy against the bits of a weight.", looks.quantised)]
+    drawn = [("bits", "Test accuracy against the bits of a weight.", probe_figures.quantised)]
     return text, [_table(name, ("row", "noise"), lines, columns, anchors)], _figures(name, found, drawn)
 
 
@@ -197,7 +197,10 @@ def _field(column: str, values: Sequence[float | None]) -> str:
 
 
 def _figures(
-    name: str, found: Found, drawn: Sequence[tuple[str, str, Callable[[looks.Named], Any]]], most: int = TOGETHER
+    name: str,
+    found: Found,
+    drawn: Sequence[tuple[str, str, Callable[[probe_figures.Named], Any]]],
+    most: int = TOGETHER,
 ) -> list[Figure]:
     """Pictures of one run for each row and noise, as many as they can show."""
     named = {place: group[0] for place, _, group in _places(found)}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from noisysam.errors import UserError
+from noisysam.core.errors import UserError
 from noisysam.report.tables import column_name, joined, percent
 
 Line = dict[str, str]  # a line of the file

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from noisysam.errors import UserError
-from noisysam.records import RunFolder, load_study
+from noisysam.core.errors import UserError
+from noisysam.runs.record import RunFolder, load_study
 
 Cell = dict[str, Any]  # one run of a study, flat: where it stands in the table, how it was made, every figure
 Summary = dict[str, Any]  # one field of a table: row, column, mean and standard deviation over seeds

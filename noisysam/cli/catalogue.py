@@ -1,0 +1,171 @@
+"""What there is: the components by their registrations, and the machine."""
+
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from noisysam.core.registry import summary
+
+
+def entries(what: str) -> list[dict[str, Any]]:
+    """Name, line, source and options of every component of a kind."""
+    from noisysam import data, methods, models, noise, optim, probes
+
+    registry: Any = {
+        "methods": methods.METHODS,
+        "optimizers": optim.OPTIMIZERS,
+        "models": models.MODELS,
+        "datasets": data.DATASETS,
+        "noise": noise.NOISE,
+        "probes": probes.PROBES,
+    }[what]
+    found = []
+    for name, item in sorted(registry.items()):
+        entry: dict[str, Any] = {"name": name, "summary": summary(item), "source": item.source, "ledger": ledger(item)}
+        if hasattr(item, "Options"):
+            entry["options"] = [
+                {"name": n, "default": field.default, "description": field.description}
+                for n, field in item.Options.model_fields.items()
+            ]
+        if what == "optimizers":
+            forwards, backwards = item.cost(item.Options())
+            entry |= {"forwards": forwards, "backwards": backwards, "passes": list(item.passes)}
+            entry |= {"copies": item.copies, "null": item.null, "needs": list(item.needs)}
+        if what == "methods":
+            entry |= {"networks": item.networks, "oracle": list(item.noise_facts(item.Options()))}
+        found.append(entry)
+    return found
+
+
+LEDGER = ("Equation", "Code", "Deviation", "State", "Checked")  # paragraphs of a docstring, columns of a page
+
+
+def ledger(item: object) -> dict[str, str]:
+    """The named paragraphs of a docstring: equation, the authors' code, deviations, state per sample, checks."""
+    lines = [line.strip() for line in (item.__doc__ or "").splitlines()]
+    found: dict[str, str] = {}
+    for line in itertools.takewhile(bool, itertools.dropwhile(lambda line: not line.startswith(LEDGER), lines)):
+        head, colon, rest = line.partition(": ")
+        if colon and head in LEDGER:
+            last = head
+            found[last] = f"{found[last]} {rest}" if last in found else rest
+        else:
+            found[last] += " " + line
+    return found
+
+
+def details(entry: dict[str, Any]) -> list[str]:
+    """What an optimizer costs, where it is SGD and what it needs, in lines for the terminal."""
+    if "passes" not in entry:
+        return []
+    passes = f"{entry['forwards']:g} forwards, {entry['backwards']:g} backwards a step"
+    lines = [f"{passes}; memory beyond SGD's: {entry['copies']:g} copies of the weights"]
+    if entry["null"]:
+        lines.append(f"SGD where {settings(entry['null'])}")
+    if entry["needs"]:
+        from noisysam.optim import NEEDS
+
+        lines.append(f"needs {'; '.join(NEEDS[need] for need in entry['needs'])}")
+    return lines
+
+
+def diagnosis(data_dir: Path | None) -> dict[str, Any]:
+    """Versions, devices, precision and threads that ``auto`` takes, and where data are looked for."""
+    import torch
+
+    from noisysam.core.environment import environment
+    from noisysam.data.datasets import data_folder
+    from noisysam.training import devices
+
+    device = devices.resolve_device("auto")
+    folder = data_folder(data_dir)
+    present = [
+        n for n in ("cifar10.npz", "cifar100.npz", "cifar-10-batches-py", "cifar-100-python") if (folder / n).exists()
+    ]
+    return {
+        **environment(),
+        "device": f"{device} ({devices.device_name(device)})",
+        "cores": devices.cores(),
+        "threads": torch.get_num_threads(),
+        "native bf16": devices.native_bf16(device),
+        "data folder": str(folder),
+        "data found": ", ".join(present) or "none (digits needs no file)",
+    }
+
+
+def table(what: str) -> str:
+    """The components of a kind as a Markdown table."""
+    columns = {
+        "methods": ("name", "what it does", "networks", "bytes a sample", "options (default)", "source"),
+        "optimizers": (
+            "name",
+            "what it does",
+            "forwards + backwards a step",
+            "memory",
+            "SGD where",
+            "options (default)",
+            "source",
+        ),
+        "optimizer-ledger": ("name", *LEDGER, "source"),
+        "method-ledger": ("name", *LEDGER, "source"),
+    }.get(what, ("name", "what it is", "source"))
+    rows = [columns]
+    for entry in entries(f"{what.removesuffix('-ledger')}s" if what.endswith("-ledger") else what):
+        options = ", ".join(f"{o['name']} ({o['default']})" for o in entry.get("options", [])) or "-"
+        cells = [f"`{entry['name']}`", entry["summary"].rstrip(".")]
+        if what == "methods":
+            from noisysam.bench.memory import sample_bytes
+
+            cells += [str(entry["networks"]), sample_bytes(entry["name"]), options]
+        if what == "optimizers":
+            cells += [" + ".join(entry["passes"]), f"{entry['copies']:g}", settings(entry["null"]) or "-", options]
+        if what.endswith("-ledger"):
+            cells[1:] = [entry["ledger"].get(name, "-") for name in LEDGER]
+        rows.append((*cells, entry["source"]))
+    used = [column for column in zip(*rows, strict=True) if set(column[1:]) != {"-"}]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in zip(*used, strict=True)]
+    return "\n".join([lines[0], "|" + " --- |" * len(used), *lines[1:]])
+
+
+def settings(values: dict[str, Any]) -> str:
+    """Options in a few words: 'rho=0, m=batch'."""
+    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+
+
+def generated(text: str, root: Path) -> str:
+    """A Markdown text with its generated parts brought up to date.
+
+    ``<!-- table: methods -->`` ... ``<!-- end -->`` holds the table of a kind, ``<!-- file: PATH -->`` the content of
+    a generated file, from its first table on to the end of that table, ``<!-- bench: PATH -->`` the tables of a part
+    of the benchmark (``noisysam bench``).
+    """
+
+    def part(match: re.Match[str]) -> str:
+        kind, name = match[1], match[2]
+        if kind == "table":
+            content = table(name)
+        elif kind == "file":
+            content = first_table((root / name).read_text())
+        else:
+            from noisysam.bench.measure import markdown
+
+            content = markdown(json.loads((root / name).read_text())["tables"])
+        return f"<!-- {kind}: {name} -->\n{content}\n<!-- end -->"
+
+    return re.sub(r"<!-- (table|file|bench): (\S+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
+
+
+def first_table(text: str) -> str:
+    """The first Markdown table under the heading that begins with 'Last epoch' or else of the text."""
+    lines = text.splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith("#") and "last epoch" in line.lower()]
+    rows = itertools.dropwhile(lambda line: not line.startswith("|"), lines[heads[0] if heads else 0 :])
+    return "\n".join(itertools.takewhile(lambda line: line.startswith("|"), rows))
+
+
+if __name__ == "__main__":
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(generated(path.read_text(), path.resolve().parent))

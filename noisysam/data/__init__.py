@@ -1,0 +1,30 @@
+"""Data sets, splits, augmentation and the loader."""
+
+from noisysam.data.datasets import (
+    ARRAYS,
+    CIFAR10_CLASSES,
+    CIFAR100_SUPERCLASSES,
+    DATASETS,
+    Dataset,
+    checked_labels,
+    data_folder,
+    load,
+    load_npz,
+    read_npz,
+)
+from noisysam.data.splits import balanced_subset, split_validation
+
+__all__ = [
+    "ARRAYS",
+    "CIFAR10_CLASSES",
+    "CIFAR100_SUPERCLASSES",
+    "DATASETS",
+    "Dataset",
+    "balanced_subset",
+    "checked_labels",
+    "data_folder",
+    "load",
+    "load_npz",
+    "read_npz",
+    "split_validation",
+]  # fmt: skip

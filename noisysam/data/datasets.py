@@ -1,0 +1,308 @@
+"""Datasets as uint8 tensors, read from local files (or downloaded once), checked, and identified by a digest."""
+
+import contextlib
+import hashlib
+import os
+import socket
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisysam.core.errors import UserError
+from noisysam.core.registry import Registry
+
+if TYPE_CHECKING:  # noise models and reports do without torch, whose import takes a second
+    from torch import Tensor
+from noisysam.core.text import one_line
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer before the network counts as dead
+
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+# The 20 superclasses of CIFAR-100, in the order of their coarse labels (Krizhevsky 2009). Fine labels are alphabetical.
+CIFAR100_SUPERCLASSES = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+
+
+_COARSE = {fine: coarse for coarse, fines in enumerate(CIFAR100_SUPERCLASSES.values()) for fine in fines.split()}
+
+
+CIFAR100_CLASSES = tuple(sorted(_COARSE))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and clean labels of one data set, on the CPU."""
+
+    name: str  # "cifar10", "cifar100", "digits" or "npz:<file name>"
+    train_images: "Tensor"  # uint8 (n, H, W, C)
+    train_labels: "Tensor"  # int64 (n,), clean
+    test_images: "Tensor"
+    test_labels: "Tensor"
+    class_names: tuple[str, ...]
+    pad: int  # crop padding of the standard augmentation, in pixels
+    flip: bool  # whether a mirror image keeps its class
+    superclasses: tuple[int, ...] | None = None  # CIFAR-100: the coarse label of each fine class
+
+    @property
+    def classes(self) -> int:
+        """Number of classes K."""
+        return len(self.class_names)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over names, types, shapes and values of the four arrays, however they were stored."""
+        sha = hashlib.sha256()
+        for key in ARRAYS:
+            array: NDArray[Any] = getattr(self, key).numpy()
+            sha.update(f"{key} {array.dtype.name} {array.shape}\n".encode())
+            sha.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+        return sha.hexdigest()
+
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel over the training images, pixels scaled to 0..1."""
+        import torch
+
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        means, stds = [], []
+        for channel in self.train_images.unbind(-1):
+            share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()  # no long float sums
+            mean = (share * levels).sum()
+            means.append(mean.item())
+            stds.append((share * (levels - mean) ** 2).sum().sqrt().item())
+        return tuple(means), tuple(stds)
+
+
+DATASETS: Registry[Callable[[Path | None], Dataset]] = Registry("dataset")
+
+
+def load(name: str, data_dir: Path | None = None) -> Dataset:
+    """The data set ``name`` (a registered name, or ``npz:FILE``); ``UserError`` where it is missing or faulty."""
+    kind, colon, file = name.partition(":")
+    if colon and kind == "npz":
+        return load_npz(Path(file))
+    return DATASETS[name](data_dir)
+
+
+@DATASETS.register("cifar10", source="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images")
+def cifar10(data_dir: Path | None = None) -> Dataset:
+    """CIFAR-10: 50,000 + 10,000 colour images of 32x32 pixels, 10 classes."""
+    return _cifar("cifar10", "CIFAR10", "cifar-10-batches-py", CIFAR10_CLASSES, None, data_dir)
+
+
+@DATASETS.register("cifar100", source="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images")
+def cifar100(data_dir: Path | None = None) -> Dataset:
+    """CIFAR-100: 50,000 + 10,000 colour images of 32x32 pixels, 100 classes in 20 superclasses."""
+    superclasses = tuple(_COARSE[name] for name in CIFAR100_CLASSES)
+    return _cifar("cifar100", "CIFAR100", "cifar-100-python", CIFAR100_CLASSES, superclasses, data_dir)
+
+
+@DATASETS.register("digits", source="scikit-learn load_digits: Alpaydin & Kaynak 1998, UCI optical digits, test part")
+def digits(data_dir: Path | None = None) -> Dataset:
+    """Handwritten digits, 1,348 + 449 grey images of 8x8 pixels; comes with scikit-learn, needs no download."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = np.rint(raw.images * (255 / 16)).astype(np.uint8)[..., None]
+    test = np.arange(len(images)) % 4 == 3
+    labels = raw.target.astype(np.int64)
+    arrays = dict(zip(ARRAYS, (images[~test], labels[~test], images[test], labels[test]), strict=True))
+    return _checked("digits", "digits", arrays, tuple("0123456789"), pad=1, flip=False)
+
+
+def load_npz(path: Path) -> Dataset:
+    """Own data from an ``.npz`` with the arrays of ``ARRAYS`` and, optionally, ``class_names``.
+
+    Images are uint8 (n, H, H, C) with C of 1 or 3; labels are integers from 0 to K-1, each in the training set. Without
+    ``class_names`` K is the largest training label plus one.
+    """
+    arrays = read_npz(path, ARRAYS, optional=("class_names",))
+    given = arrays.pop("class_names", None)
+    class_names: tuple[str, ...] | None = None
+    if given is not None:
+        if given.ndim != 1 or given.dtype.kind != "U":
+            raise UserError(f"{path}: class_names must be a 1-D array of strings, not {_kind(given)}")
+        class_names = tuple(str(name) for name in given)
+    return _checked(f"npz:{path.name}", str(path), arrays, class_names, pad=None, flip=True)
+
+
+def data_folder(data_dir: Path | None = None) -> Path:
+    """Where data sets lie: ``data_dir``, else the environment's NOISYSAM_DATA_DIR, else ./data."""
+    return data_dir or Path(os.environ.get("NOISYSAM_DATA_DIR") or "data")
+
+
+def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+    """The named arrays of an ``.npz`` file, never unpickling; ``UserError`` where anything about the file is wrong."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path}: not an .npz file, or cut short")
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in required if key not in archive.files]
+            if missing:
+                found = ", ".join(archive.files) or "nothing"
+                raise UserError(f"{path}: lacks {', '.join(missing)} (it holds {found})")
+            wanted = [key for key in (*required, *optional) if key in archive.files]
+            arrays = {key: archive[key] for key in wanted}
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy hands back the bytes of a member that is not an .npy file
+            raise UserError(f"{path}: {key} is not an array")
+    return arrays
+
+
+def checked_labels(labels: NDArray[Any], where: str, n: int, classes: int | None = None) -> NDArray[np.int64]:
+    """``labels`` as int64 (n,); ``UserError`` naming ``where`` unless they are n integers from 0 to ``classes`` - 1."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"{where} must be a 1-D array of integers, not {_kind(labels)}")
+    if len(labels) != n:
+        raise UserError(f"{where} has {len(labels)} entries for {n} images")
+    if n:
+        low, high = int(labels.min()), int(labels.max())
+        limit = classes or 2**31
+        if low < 0 or high >= limit:
+            raise UserError(f"{where} holds {low if low < 0 else high}: labels must be 0 to {limit - 1}")
+    return labels.astype(np.int64)
+
+
+def _kind(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {array.shape}"
+
+
+def _checked(
+    name: str,
+    where: str,
+    arrays: dict[str, NDArray[Any]],
+    class_names: tuple[str, ...] | None,
+    *,
+    pad: int | None,
+    flip: bool,
+    superclasses: tuple[int, ...] | None = None,
+) -> Dataset:
+    """A ``Dataset`` of the four arrays, after checking types, shapes, lengths, label ranges and class presence."""
+    for key in ("train_images", "test_images"):
+        images = arrays[key]
+        square = images.ndim == 4 and images.shape[1] == images.shape[2] > 0 and images.shape[3] in (1, 3)
+        if images.dtype != np.uint8 or not square:
+            raise UserError(f"{where}: {key} must be uint8 (n, H, H, 1 or 3), not {_kind(images)}")
+        if not len(images):
+            raise UserError(f"{where}: {key} is empty")
+    train, test = arrays["train_images"], arrays["test_images"]
+    if train.shape[1:] != test.shape[1:]:
+        raise UserError(f"{where}: train_images are {train.shape[1:]} each, test_images {test.shape[1:]}")
+
+    given = None if class_names is None else len(class_names)
+    train_labels = checked_labels(arrays["train_labels"], f"{where}: train_labels", len(train), given)
+    present = np.unique(train_labels)
+    classes = given or int(present[-1]) + 1
+    if classes < 2:
+        raise UserError(f"{where}: train_labels hold one class: two are needed")
+    if len(present) < classes:  # the first position that breaks the run 0, 1, 2, ... is the first absent class
+        gaps = np.flatnonzero(present != np.arange(len(present)))
+        absent = int(gaps[0]) if len(gaps) else len(present)
+        raise UserError(f"{where}: train_labels hold no sample of class {absent}, of {classes} classes")
+    test_labels = checked_labels(arrays["test_labels"], f"{where}: test_labels", len(test), classes)
+
+    import torch
+
+    return Dataset(
+        name,
+        torch.from_numpy(np.ascontiguousarray(train)),
+        torch.from_numpy(train_labels),
+        torch.from_numpy(np.ascontiguousarray(test)),
+        torch.from_numpy(test_labels),
+        class_names or tuple(str(label) for label in range(classes)),
+        train.shape[1] // 8 if pad is None else pad,
+        flip,
+        superclasses,
+    )
+
+
+def _cifar(
+    name: str,
+    torchvision_class: str,
+    torchvision_folder: str,
+    class_names: tuple[str, ...],
+    superclasses: tuple[int, ...] | None,
+    data_dir: Path | None,
+) -> Dataset:
+    """From ``<name>.npz``, else torchvision's folder, else downloaded into the data folder."""
+    folder = data_folder(data_dir)
+    npz = folder / f"{name}.npz"
+    if npz.exists():
+        where, arrays = str(npz), read_npz(npz, ARRAYS)
+    else:
+        where = str(folder / torchvision_folder)
+        local = Path(where).is_dir()
+        try:
+            arrays = _torchvision(folder, torchvision_class, download=not local)
+        except (OSError, RuntimeError, EOFError, HTTPException) as error:
+            if local:
+                fault = f"{where} is incomplete or damaged ({one_line(error)}): remove it to download it again, or"
+            else:
+                fault = f"{name} is not in {folder} and cannot be downloaded ({one_line(error)}):"
+            layouts = f"{name}.npz ({', '.join(ARRAYS)}) or torchvision's {torchvision_folder}"
+            raise UserError(f"{fault} put {layouts} into {folder}, or use --dataset digits") from error
+    for key, shape in (("train_images", (50000, 32, 32, 3)), ("test_images", (10000, 32, 32, 3))):
+        if arrays[key].shape != shape:
+            raise UserError(f"{where}: {key} is {arrays[key].shape}, not {shape}; npz:FILE takes other data")
+    return _checked(name, where, arrays, class_names, pad=4, flip=True, superclasses=superclasses)
+
+
+def _torchvision(folder: Path, dataset: str, download: bool) -> dict[str, NDArray[Any]]:
+    """The four arrays from torchvision's copy in ``folder``, which torchvision checks against its MD5 sums."""
+    import torchvision.datasets
+
+    arrays = {}
+    with _short_timeout(), contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout
+        for split, train in (("train", True), ("test", False)):
+            part = getattr(torchvision.datasets, dataset)(folder, train=train, download=download)
+            arrays[f"{split}_images"], arrays[f"{split}_labels"] = part.data, np.asarray(part.targets)
+    return arrays
+
+
+@contextlib.contextmanager
+def _short_timeout() -> Iterator[None]:
+    """A socket timeout for code that sets none of its own, so that a dead network is noticed."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,58 @@
+"""Co-teaching."""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from noisysam.core.task import Task
+from noisysam.methods.base import METHODS, Method, Options, Rate, rate_facts
+
+
+def smallest(losses: Tensor, kept: int | Tensor) -> Tensor:
+    """rows / kept for each of the ``kept`` smallest losses (those that are not finite come last), 0 for the others."""
+    rank = losses.nan_to_num(torch.inf).argsort().argsort()
+    return (rank < kept) * (len(losses) / kept)
+
+
+class CoTeachingOptions(Options):
+    forget_rate: Rate = Field(None, description="share left out in the end (default: the run's noise rate; 0.5x of it)")
+    ramp: int = Field(10, ge=1, description="epochs until the share is reached (published 10)")
+
+
+@METHODS.register("co-teaching", source="arXiv 1804.06872, Algorithm 1")
+class CoTeaching(Method):
+    """Co-teaching: two networks; each learns from the rows of the batch that have the smallest loss for the other.
+
+    tau is the measured share of wrong labels, which makes the run oracle; with a number as ``forget_rate`` it is blind.
+
+    Equation: of each batch the 1 - tau min(1, epoch / ramp) with the smallest losses of the other network, their mean.
+    Code: bhanML/Co-teaching loss.py (which divides its mean by the number of rows once more).
+    Checked: selection and schedule by hand; the exchange of rows between the networks.
+    """
+
+    Options = CoTeachingOptions
+    networks = 2
+
+    @classmethod
+    def noise_facts(cls, options: CoTeachingOptions) -> tuple[str, ...]:
+        return rate_facts(options.forget_rate)
+
+    def keep(self, rows: int, epoch: int) -> int:
+        """How many of ``rows`` rows are kept in an epoch (counted from 0); at least one."""
+        tau = self.rate(self.options.forget_rate)
+        return max(1, int(rows * (1 - tau * min(1.0, epoch / self.options.ramp))))
+
+    def plan(self, tasks: Sequence[Task], logits: Sequence[Tensor]) -> None:
+        rows = len(logits[0])
+        kept = self.keep(rows, self.epoch)
+        for k, other in ((0, 1), (1, 0)):
+            losses = self.cross_entropy(logits[other], tasks[other].labels)
+            order = losses.nan_to_num(torch.inf).argsort()
+            weight = torch.zeros_like(losses)
+            weight[order[:kept]] = rows / kept
+            tasks[k].plan["weight"] = weight
+
+    def loss(self, logits: Tensor, task: Task) -> Tensor:
+        return task.plan["weight"] * self.cross_entropy(logits, task.labels)

@@ -1,0 +1,35 @@
+"""Label smoothing, and negative label smoothing."""
+
+from pydantic import Field
+from torch import Tensor
+
+from noisysam.core.task import Task
+from noisysam.methods.base import METHODS, Method, Options, one_hot
+
+
+class SmoothingOptions(Options):
+    rate: float = Field(
+        0.1, lt=1, allow_inf_nan=False, description="mass spread over all classes, or taken from them (0.8 to -8)"
+    )
+    warmup: int = Field(
+        0, ge=0, description="epochs of cross-entropy first (released code at high noise: 120, then lr 1e-6)"
+    )
+
+
+@METHODS.register("label-smoothing", source="arXiv 1512.00567, section 7; negative rates: arXiv 2106.04149")
+class LabelSmoothing(Method):
+    """Label smoothing, with a positive or a negative rate.
+
+    Equation: L = -(1 - r) log p_y - r / K sum_k log p_k, over all K classes, y among them
+    Code: UCSC-REAL/negative-label-smoothing@05078f6 README.md
+    Deviation: after a warm-up the run goes on at its own learning rate; the code starts a second one, at 1e-6.
+    Checked: numpy, values and gradients; torch's label_smoothing for rates of 0 and more.
+    """
+
+    Options = SmoothingOptions
+    smooths = False
+
+    def loss(self, logits: Tensor, task: Task) -> Tensor:
+        rate = self.options.rate if self.epoch >= self.options.warmup else 0.0
+        labels = one_hot(task.labels, logits.shape[1])
+        return -(((1 - rate) * labels + rate / logits.shape[1]) * logits.log_softmax(1)).sum(1)

@@ -1,0 +1,200 @@
+"""Noisy labels with the facts that identify, measure and reproduce them; label files."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from noisysam.core.errors import UserError
+from noisysam.core.text import one_line
+from noisysam.data.datasets import checked_labels, read_npz
+
+Labels = NDArray[np.int64]
+
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyLabels:
+    """Noisy labels beside the clean ones."""
+
+    labels: Labels  # (n,)
+    clean: Labels  # (n,)
+    classes: int
+    definition: dict[str, Any]  # what the labels follow from: type, rate, draw, seed, revision, ...; JSON-able
+    transition: Matrix | None = None  # (K, K), P(noisy = j | clean = i), where the model states it
+
+    @property
+    def rate(self) -> float:
+        """The nominal rate; where the labels have none (human, file), the measured flip rate."""
+        nominal = self.definition["rate"]
+        return self.flip_rate if nominal is None else float(nominal)
+
+    @property
+    def flipped(self) -> NDArray[np.bool_]:
+        """Mask (n,) of the wrong labels."""
+        flipped: NDArray[np.bool_] = self.labels != self.clean
+        return flipped
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of wrong labels."""
+        return float(self.flipped.mean())
+
+    @property
+    def matrix(self) -> Matrix:
+        """The measured transition matrix (K, K); a class without samples has its row of the identity."""
+        pairs = np.bincount(self.clean * self.classes + self.labels, minlength=self.classes**2)
+        counts = pairs.reshape(self.classes, self.classes)
+        absent = counts.sum(1) == 0
+        counts = counts + np.diag(absent)
+        matrix: Matrix = counts / counts.sum(1, keepdims=True)
+        return matrix
+
+    @property
+    def per_class_flip_rate(self) -> NDArray[np.float64]:
+        """Share of wrong labels in each clean class (K,)."""
+        rates: NDArray[np.float64] = 1 - np.diag(self.matrix)
+        return rates
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the labels, then the clean labels, as little-endian int64."""
+        return hashlib.sha256(self.labels.astype("<i8").tobytes() + self.clean.astype("<i8").tobytes()).hexdigest()
+
+    @cached_property
+    def definition_digest(self) -> str:
+        """SHA-256 (hex) of the definition as JSON with sorted keys."""
+        return hashlib.sha256(json.dumps(self.definition, sort_keys=True).encode()).hexdigest()
+
+    def card(self) -> dict[str, Any]:
+        """The facts about these labels, JSON-able."""
+        return {
+            **self.definition,
+            "n": len(self.labels),
+            "flip_rate": self.flip_rate,
+            "per_class_flip_rate": self.per_class_flip_rate.tolist(),
+            "matrix": self.matrix.tolist(),
+            "digest": self.digest,
+            "definition_digest": self.definition_digest,
+        }
+
+    def take(self, index: ArrayLike) -> "NoisyLabels":
+        """The samples at ``index`` (positions or a mask). Their definition names the digest of the whole."""
+        chosen = np.asarray(index)
+        definition = {**self.definition, "taken_from": self.digest}
+        return NoisyLabels(self.labels[chosen], self.clean[chosen], self.classes, definition, self.transition)
+
+
+def save(noisy: NoisyLabels, path: Path) -> None:
+    """Write ``path`` (.npz, no pickles) and beside it a CSV ``index,clean,noisy``, each by rename."""
+    if path.suffix != ".npz":
+        raise UserError(f"{path}: label files are named .npz (a .csv is written beside it)")
+    arrays: dict[str, Any] = {
+        "labels": noisy.labels,
+        "clean": noisy.clean,
+        "definition": np.array(json.dumps(noisy.definition, sort_keys=True)),
+        "checksum": np.array(_checksum(noisy)),
+    }
+    if noisy.transition is not None:
+        arrays["transition"] = noisy.transition
+    rows = np.column_stack((np.arange(len(noisy.labels)), noisy.clean, noisy.labels))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as file:
+            np.savez_compressed(file, **arrays)
+        with _replacing(path.with_suffix(".csv")) as file:
+            np.savetxt(file, rows, fmt="%d", delimiter=",", header="index,clean,noisy", comments="")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({one_line(error)})") from error
+
+
+def load(path: Path) -> NoisyLabels:
+    """Labels that ``save`` wrote; ``UserError`` where the file is faulty or its content does not fit its checksum."""
+    arrays = read_npz(path, ("labels", "clean", "definition", "checksum"), optional=("transition",))
+    try:
+        definition = json.loads(str(arrays["definition"][()]))
+        classes, rate = definition["classes"], definition["rate"]
+        sane = isinstance(classes, int) and classes >= 2 and (rate is None or 0 <= rate <= 1)
+        sane = sane and isinstance(definition["type"], str) and {"draw", "seed", "revision"} <= definition.keys()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: its definition cannot be read ({one_line(error)})") from error
+    if not sane:
+        raise UserError(f"{path}: its definition lacks or misstates type, rate, draw, seed, revision or classes")
+    clean = checked_labels(arrays["clean"], f"{path}: clean", arrays["clean"].size, classes)
+    labels = checked_labels(arrays["labels"], f"{path}: labels", clean.size, classes)
+    transition = arrays.get("transition")
+    if transition is not None and (transition.shape != (classes, classes) or transition.dtype != np.float64):
+        raise UserError(
+            f"{path}: transition is {transition.dtype} {transition.shape}, not float64 for {classes} classes"
+        )
+    noisy = NoisyLabels(labels, clean, classes, definition, transition)
+    if str(arrays["checksum"][()]) != _checksum(noisy):
+        raise UserError(f"{path}: its content does not fit its checksum: it was damaged or edited")
+    return noisy
+
+
+def check_clean(found: NDArray[Any], clean: Labels, where: str) -> None:
+    if found.shape != clean.shape:
+        raise UserError(f"{where}: it has clean labels {found.shape}, the data set {clean.shape}")
+    differing = int((found != clean).sum())
+    if differing:
+        raise UserError(f"{where}: {differing} clean labels differ from the data set's: other data, or another order")
+
+
+def _checksum(noisy: NoisyLabels) -> str:
+    transition = b"" if noisy.transition is None else noisy.transition.astype("<f8").tobytes()
+    return hashlib.sha256(f"{noisy.digest}{noisy.definition_digest}".encode() + transition).hexdigest()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of ``path`` when it is complete, and leaves nothing behind when it is not."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            yield file
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _read_csv(path: Path) -> dict[str, NDArray[np.int64]]:
+    """``labels`` and, if there, ``clean`` of a CSV with a header, in the order of its ``index`` column, if any."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.reader(file)
+            header = [column.strip() for column in next(lines, [])]
+            if "noisy" not in header:
+                raise UserError(f"{path}: its first line must name a column noisy (and may name index and clean)")
+            rows = [row for row in lines if row]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
+    for number, row in enumerate(rows):
+        if len(row) != len(header):
+            raise UserError(f"{path}: data row {number} has {len(row)} fields for {len(header)} columns")
+    columns = {}
+    for column in ("noisy", "clean", "index"):
+        if column in header:
+            place = header.index(column)
+            try:
+                columns[column] = np.array([int(row[place]) for row in rows], dtype=np.int64)
+            except (ValueError, OverflowError) as error:
+                raise UserError(f"{path}: column {column} holds something that is no integer label") from error
+    arrays = {"labels": columns["noisy"]} | ({"clean": columns["clean"]} if "clean" in columns else {})
+    if "index" in columns:
+        order = np.argsort(columns["index"], kind="stable")
+        if not np.array_equal(columns["index"][order], np.arange(len(rows))):
+            raise UserError(f"{path}: column index must hold each of 0 to {len(rows) - 1} once")
+        arrays = {key: array[order] for key, array in arrays.items()}
+    return arrays

@@ -1,0 +1,1 @@
+"""One run as data: its configuration, its problem, its record."""

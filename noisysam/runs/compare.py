@@ -1,0 +1,71 @@
+"""Runs side by side: what differs in their configurations, and their figures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from noisysam.core.errors import UserError
+from noisysam.runs.record import RunFolder
+
+FIGURES = (  # of results: name, what it is, whether as a share in percent
+    ("last", "test accuracy, last epoch (%)", 100),
+    ("selected", "selected on noisy validation (%)", 100),
+    ("last_ten", "mean of the last ten epochs (%)", 100),
+    ("best", "best on test, oracle (%)", 100),
+    ("memorised", "wrong labels learnt (%)", 100),
+    ("recovered", "wrong labels seen through (%)", 100),
+    ("auroc", "AUROC of wrong labels (%)", 100),
+    ("nll", "test loss (nats)", 1),
+    ("ece", "calibration error (%)", 100),
+)
+
+
+def compare(folders: Sequence[RunFolder]) -> pd.DataFrame:
+    """A column for each run: the settings in which they differ, then noise, knowledge, figures, cost. Figures of the
+    second run and later carry their difference from the first in brackets."""
+    records = [folder.record or {} for folder in folders]
+    unfinished = [f"{r['key']} ({r['status']})" for r in records if r["status"] != "finished"]
+    if unfinished:
+        raise UserError(f"only finished runs can be compared: {', '.join(unfinished)}")
+    settings = [_settings(record) for record in records]
+    names = dict.fromkeys(name for own in settings for name in own)
+    lines = {
+        name: [_shown(own.get(name)) for own in settings]
+        for name in names
+        if any(own.get(name) != settings[0].get(name) for own in settings)
+    }
+    lines["labels"] = [record["noise"]["digest"][:16] for record in records]
+    lines["wrong labels (%)"] = [f"{100 * record['noise']['flip_rate']:.2f}" for record in records]
+    lines["knowledge"] = ["oracle" if record["oracle"] else "blind" for record in records]
+    for name, text, scale in FIGURES:
+        values = [record["results"].get(name) for record in records]
+        if any(value is not None for value in values):
+            lines[text] = [_against(value, values[0], scale) for value in values]
+    for name, text, form in (
+        ("gradient_evaluations", "gradient evaluations per image", ".2f"),
+        ("train_seconds", "training seconds", ".0f"),
+    ):
+        lines[text] = [format(record["cost"][name], form) for record in records]
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=[record["key"] for record in records])
+    return table.rename_axis("run").reset_index()
+
+
+def _settings(record: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the options of optimizer and method as they were understood, and the precision."""
+    given = {"method_option", "opt_option", "rho", "sam_m", "ascent_steps"}
+    own = {name: value for name, value in record["config"].items() if name not in given}
+    own |= {f"{record['config']['opt']}: {k}": v for k, v in record["optimizer_options"].items()}
+    own |= {f"{record['config']['method']}: {k}": v for k, v in record["method_options"].items()}
+    return own | {"precision": record["resolved"]["precision"]}
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _against(value: float | None, first: float | None, scale: int) -> str:
+    if value is None:
+        return "-"
+    text = f"{scale * value:.2f}"
+    return text if first is None or value == first else f"{text} ({scale * (value - first):+.2f})"

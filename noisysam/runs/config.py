@@ -1,0 +1,263 @@
+"""The configuration of a run: typed, validated, keyed. Field names are the command line's flags and the YAML's keys."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from noisysam.core import plugins
+from noisysam.core.errors import UserError
+from noisysam.core.validation import explain
+from noisysam.runs.presets import PRESETS
+
+SCHEMA = 1  # of the configuration and of its key: raised whenever a default changes
+
+
+class Unkeyed:
+    """Marks a field that does not change the result (where it runs, where its data lie): it is not part of the key."""
+
+
+class RunConfig(BaseModel):
+    """One run. Every field has a default; ``noisysam run --help`` prints this class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    # data
+    dataset: str = Field("cifar10", description="cifar10, cifar100, digits, or npz:FILE (own data)")
+    data_dir: Annotated[Path | None, Unkeyed()] = Field(
+        None, description="folder of the data sets; else NOISYSAM_DATA_DIR, else ./data"
+    )
+    augment: Literal["none", "standard", "color", "rand"] = Field(
+        "standard", description="none; crop and flip; with colour distortion; with RandAugment"
+    )
+    train_subset: int | None = Field(None, ge=2, description="class-balanced number of training images (default: all)")
+    subset_seed: int = Field(0, ge=0, description="seed of the choice of --train-subset")
+    val_fraction: float = Field(
+        0.1, ge=0, lt=0.9, description="share held out with its noisy labels to select an epoch"
+    )
+
+    # noise
+    noise: float = Field(0.0, ge=0, le=1, description="share of samples selected for a new label")
+    noise_type: str = Field(
+        "symmetric",
+        description="symmetric (over all classes), symmetric-exclusive (over the others), asymmetric, pair, instance, "
+        "human:SET (CIFAR-N), file:PATH",
+    )
+    noise_seed: int = Field(-1, ge=-1, description="seed of the noisy labels, apart from --seed (-1: the same number)")
+    noise_draw: Literal["exact", "bernoulli"] = Field(
+        "exact", description="exact number of selected samples per class, or each by its own draw"
+    )
+
+    # network
+    model: str = Field("resnet32", description="see `noisysam list models`")
+    width: float = Field(1.0, gt=0, description="multiplies the number of channels")
+    norm: Literal["batch", "group", "none"] = Field("batch", description="normalisation layers")
+
+    # method
+    plugin: Path | None = Field(None, description="Python file that registers methods or optimizers of your own")
+    method: str = Field("ce", description="see `noisysam list methods`; joined by commas: bootstrap,mixup")
+    method_option: dict[str, Any] = Field({}, description="an option of the method, key=value; may be repeated")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="mass spread over all classes in the cross-entropy")
+
+    # optimizer
+    opt: str = Field("sgd", description="see `noisysam list optimizers`")
+    opt_option: dict[str, Any] = Field({}, description="an option of the optimizer, key=value; may be repeated")
+    rho: float | Literal["paper"] | None = Field(
+        None, description="radius of the perturbation (default: the member's; sam 0.1); paper: 0.05 from 80 % noise on"
+    )
+    sam_m: Annotated[int, Field(ge=1)] | Literal["batch"] | None = Field(
+        None, description="rows that share one perturbation (default 32), or batch"
+    )
+    ascent_steps: int | None = Field(None, ge=1, description="steps of ascent that make the perturbation (default 1)")
+    sync_perturbation: bool = Field(
+        False, description="over several processes (torchrun): one perturbation for all of them, with --sam-m batch"
+    )
+    bn: Literal["first", "last", "both"] = Field(
+        "first", description="which evaluations of a step update batch norm's running statistics"
+    )
+    base_opt: Literal["sgd", "adamw"] = Field("sgd", description="the rule that takes the step")
+    lr: float = Field(0.1, gt=0, description="peak learning rate (adamw: 0.001)")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (adamw: beta1)")
+    nesterov: bool = Field(True, description="Nesterov momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay")
+    l2: Literal["descent", "loss"] = Field(
+        "descent", description="weight decay in the step alone, or as L2 in the loss of every evaluation"
+    )
+    clip: float | None = Field(None, gt=0, description="largest global gradient norm (default: none)")
+    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="learning rate over the steps")
+    warmup: float = Field(0.0, ge=0, description="epochs of linear warm-up")
+    batch: int = Field(128, ge=1, description="images per step; the incomplete last batch of an epoch is dropped")
+    epochs: int = Field(200, ge=1, description="epochs of each stage")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weight average that is evaluated (0: off)")
+    seed: int = Field(0, ge=0, description="seed of initialisation, order, augmentation")
+
+    # measurement and machine
+    eval_every: int = Field(1, ge=1, description="epochs between evaluations; the last ten are always evaluated")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where native and harmless")
+    device: Annotated[str, Unkeyed()] = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
+    compile: Annotated[Literal["auto", "on", "off"], Unkeyed()] = Field("auto", description="torch.compile the network")
+    snapshots: Annotated[int, Unkeyed()] = Field(
+        0, ge=0, description="epochs between weights that are kept for `noisysam probe` (0: the last ones alone)"
+    )
+    deterministic: Annotated[bool, Unkeyed()] = Field(False, description="deterministic kernels on CUDA")
+    preset: Annotated[str | None, Unkeyed()] = Field(
+        None,
+        description="a recipe below what is given: foret; published: the method's options for this noise (oracle)",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """Put the preset below the given values; make defaults that hang on another field explicit."""
+        values = {k: v for k, v in dict(values).items() if v is not None}
+        if "plugin" in values:
+            plugins.load(Path(values["plugin"]))
+        name = values.get("preset")
+        if name is not None:
+            if name not in PRESETS:
+                raise ValueError(f"unknown preset {name!r} (known: {', '.join(PRESETS)})")
+            values = {**PRESETS[name].values, **values}
+        if name == "published":
+            values["method_option"] = {**cls._published(values), **values.get("method_option", {})}
+        if "adamw" in (values.get("opt"), values.get("base_opt")):
+            values.setdefault("lr", 1e-3)
+        return values
+
+    @classmethod
+    def _published(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What the method's authors chose for this noise."""
+        from noisysam import methods
+
+        given = {name: values.get(name, cls.model_fields[name].default) for name in ("dataset", "noise_type", "noise")}
+        return methods.compose(values.get("method", "ce")).published(**{**given, "noise": float(given["noise"])})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Make the noise seed explicit; check what needs the registries, and what fields say together."""
+        from noisysam import methods, models, optim
+        from noisysam.noise.base import NOISE
+
+        if self.noise_seed == -1:
+            object.__setattr__(self, "noise_seed", self.seed)  # frozen for everybody else
+        kind = self.noise_type.partition(":")[0]
+        NOISE[kind]
+        if kind in ("human", "file") and self.noise:
+            raise ValueError(f"noise type {kind} brings its own rate: leave --noise out")
+        models.MODELS[self.model]
+        options = methods.options(self.method, self.method_option)
+        if getattr(options, "teacher", None) == "selected" and not self.val_fraction:
+            raise ValueError("teacher=selected needs a validation split: give --val-fraction")
+        if self.label_smoothing and not methods.compose(self.method).smooths:
+            raise ValueError(f"method {self.method} does not use label smoothing")
+        self.optimizer_options()
+        needs = optim.OPTIMIZERS[self.opt].needs
+        method = methods.compose(self.method)
+        if "index" in needs and method.index_free:
+            raise ValueError(
+                f"optimizer {self.opt} goes by each row's place in the training set: {self.method} mixes rows"
+            )
+        if "hard labels" in needs and method.soft_labels:
+            raise ValueError(f"optimizer {self.opt} needs classes as labels: those of {self.method} are distributions")
+        if "one view" in needs and method.views > 1:
+            raise ValueError(
+                f"optimizer {self.opt} compares outputs of single images: {self.method} takes several views"
+            )
+        if "norm layers" in needs and self.norm == "none":
+            raise ValueError(
+                f"optimizer {self.opt} needs normalisation layers: --norm none leaves it nothing to perturb"
+            )
+        if self.l2 == "loss" and (self.base_opt == "adamw" or self.opt == "adamw"):
+            raise ValueError("--l2 loss goes with sgd: adamw decouples its weight decay")
+        return self
+
+    @property
+    def rho_value(self) -> float | None:
+        """The radius as a number; ``paper`` is 0.1, and 0.05 from 80 % on (arXiv 2010.01412, appendix C.1)."""
+        if self.rho == "paper":
+            return 0.05 if self.noise >= 0.8 else 0.1
+        return self.rho
+
+    def optimizer_options(self) -> Any:
+        """The checked options of the optimizer, flags and --opt-option together."""
+        from noisysam import optim
+
+        return optim.options(self.opt, self.opt_option, self.rho_value, self.sam_m, self.ascent_steps)
+
+    def oracle(self) -> list[str]:
+        """What in this configuration depends on the noise facts of this run or on clean labels; empty: blind."""
+        from noisysam import methods
+
+        options = methods.options(self.method, self.method_option)
+        reasons = [f"method {self.method} knows the noise {fact}" for fact in methods.noise_facts(self.method, options)]
+        if self.rho == "paper":
+            reasons.append("rho was chosen per noise rate on clean data (arXiv 2010.01412, C.1)")
+        if self.preset == "published":
+            reasons.append(f"the options of method {self.method} are those published for this noise")
+        return reasons
+
+    def keyed(self) -> dict[str, Any]:
+        """The fields that change the result and differ from their defaults. Of a file, its digest is in the key, not
+        its place; options are as they were understood, not as they were written."""
+        from noisysam import methods
+        from noisysam.methods.base import parse
+
+        unkeyed = {n for n, f in type(self).model_fields.items() if any(isinstance(m, Unkeyed) for m in f.metadata)}
+        full = self.model_dump(mode="json", exclude=unkeyed)
+        for name in ("dataset", "noise_type"):
+            kind = full[name].partition(":")[0]
+            full[name] = kind if kind in ("npz", "file") else full[name]
+        full["plugin"] = None if self.plugin is None else plugins.load(self.plugin)
+        if self.preset == "published":  # a run that its preset made oracle is not the blind one with the same options
+            full["preset"] = self.preset
+        full["method"] = ",".join(parse(self.method))
+        chosen = methods.options(self.method, self.method_option)
+        full["method_option"] = chosen.model_dump(mode="json", exclude_defaults=True)
+        full["opt_option"] = self.optimizer_options().model_dump(mode="json", exclude_defaults=True)
+        full |= {
+            "rho": "paper" if self.rho == "paper" else None,
+            "sam_m": None,
+            "ascent_steps": None,
+        }  # among the options
+        defaults = {n: f.default for n, f in type(self).model_fields.items()}
+        return {name: value for name, value in full.items() if value != defaults[name]}
+
+    def revisions(self) -> dict[str, int]:
+        """The revision of each component that the run uses."""
+        from noisysam import methods, models, optim
+        from noisysam.methods.base import parse
+        from noisysam.noise.base import NOISE
+
+        parts: dict[str, Any] = {f"method {n}": methods.METHODS[n] for n in parse(self.method)}
+        parts[f"optimizer {self.opt}"] = optim.OPTIMIZERS[self.opt]
+        parts[f"model {self.model}"] = models.MODELS[self.model]
+        kind = self.noise_type.partition(":")[0]
+        parts[f"noise {kind}"] = NOISE[kind]
+        return {name: part.revision for name, part in parts.items()}
+
+    def key(self, digests: Mapping[str, str]) -> str:
+        """16 hex digits that name the run: schema, keyed fields, revisions, digests of the data and of the labels."""
+        content = {
+            "schema": SCHEMA,
+            "config": self.keyed(),
+            "revisions": self.revisions(),
+            "digests": dict(digests),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def validate(values: Mapping[str, Any], where: str = "") -> RunConfig:
+    """A ``RunConfig`` from plain values; ``UserError`` with one line that names the field. ``where`` leads the line."""
+    for name in values:
+        if name not in RunConfig.model_fields:
+            near = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
+            raise UserError(f"{where}there is no field {name}" + (f", did you mean {near[0]}?" if near else ""))
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        raise UserError(where + explain(error)) from None
+    except UserError as error:
+        raise UserError(where + str(error)) from None

@@ -1,0 +1,55 @@
+"""What came out of a run, from the lines of its epochs."""
+
+from typing import Any
+
+import numpy as np
+
+from noisysam.runs.config import RunConfig
+from noisysam.runs.measures import EVALUATED
+
+EVALUATED_AT_THE_END = 10  # epochs that are evaluated whatever --eval-every says
+
+
+def run_name(config: RunConfig) -> str:
+    """A run in a few words, what differs most between runs first."""
+    rate = f" {config.noise:g}" if config.noise else ""
+    recipe = config.opt if config.method == "ce" else f"{config.method} {config.opt}"
+    return f"{recipe}, {config.noise_type}{rate}, seed {config.seed}, {config.dataset} {config.model}"
+
+
+def results(lines: list[dict[str, Any]], stage: int) -> dict[str, Any]:
+    """Figures of the final stage: last, mean of the last ten, selected on noisy validation, best on test (oracle)."""
+    measured = [line for line in lines if line["stage"] == stage and line.get("test_accuracy") is not None]
+    last = measured[-1]
+    best = max(measured, key=lambda line: line["test_accuracy"])
+    found: dict[str, Any] = {
+        "last": last["test_accuracy"],
+        "last_ten": float(np.mean([line["test_accuracy"] for line in measured[-EVALUATED_AT_THE_END:]])),
+        "best": best["test_accuracy"],
+        "best_epoch": best["epoch"],
+    }
+    if last.get("val_accuracy") is not None:
+        selected = max(measured, key=lambda line: line["val_accuracy"])
+        found |= {"selected": selected["test_accuracy"], "selected_epoch": selected["epoch"]}
+    names = {"test_nll": "nll", "test_ece": "ece"}
+    skip = {"test_accuracy", "val_accuracy"}
+    found |= {names.get(n, n): last[n] for n in last if n in EVALUATED and n not in skip}
+    return found
+
+
+def cost(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the run took, over all stages; ``gradient_evaluations`` are those per image that was drawn."""
+    total = {
+        name: sum(line.get(name) or 0 for line in lines)
+        for name in ("steps", "skipped_steps", "forward_samples", "gradient_samples")
+    }
+    names = ("train_seconds", "eval_seconds", "log_seconds", "compile_seconds")
+    seconds = {name: sum(line.get(name) or 0.0 for line in lines) for name in names}
+    images = sum(round(line["images_per_second"] * line["train_seconds"]) for line in lines)
+    return {
+        **total,
+        **seconds,
+        "images_per_second": images / seconds["train_seconds"],
+        "gradient_evaluations": total["gradient_samples"] / images,
+        "forward_evaluations": total["forward_samples"] / images,
+    }

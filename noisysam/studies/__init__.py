@@ -1,0 +1,1 @@
+"""Many runs: study files, plans, sweeps, tuning."""

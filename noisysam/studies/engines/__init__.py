@@ -1,0 +1,1 @@
+"""Engines: what trains the cells of a study, one at a time or many."""

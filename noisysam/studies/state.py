@@ -1,0 +1,128 @@
+"""The state of cells, and what the rest of a study costs."""
+
+import csv
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noisysam import methods, optim
+from noisysam.runs.config import RunConfig
+from noisysam.runs.record import RECORD_SCHEMA, RunFolder
+from noisysam.studies.plan import Cell
+
+SAMPLE = 10  # finished cells of a row that a forecast looks at
+
+
+# how they stand
+
+HEAD = re.compile(rb'\{\s*"schema": (\d+),\s*"key": "\w+",\s*"status": "(\w+)"')
+
+
+def state(cell: Cell, store: Path) -> str:
+    """``finished``, ``failed``, ``running`` (as far as the record knows), ``interrupted``, or ``to do``. Reads the head
+    and the end of the record alone. ``UserError`` for one that is damaged."""
+    try:
+        with (store / cell.key / "record.json").open("rb") as file:
+            head = HEAD.match(file.read(200))
+            file.seek(-min(2, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            whole = file.read() == b"}\n"
+    except FileNotFoundError:
+        return "to do"
+    if head is not None and whole and int(head[1]) == RECORD_SCHEMA:
+        return head[2].decode()
+    return str((RunFolder(store, cell.key).record or {}).get("status", "to do"))
+
+
+def finished(cell: Cell, store: Path) -> bool:
+    """Whether a cell's result is in the store."""
+    return state(cell, store) == "finished"
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """How a cell stands: its ``state``, the last epoch that it wrote down, seconds since then, and why it failed."""
+
+    cell: Cell
+    state: str
+    epoch: str = ""
+    quiet: float | None = None
+    error: str | None = None
+
+
+def cell_status(cell: Cell, store: Path) -> CellStatus:
+    """How a cell stands, from its records alone: nothing is locked."""
+    found, folder = state(cell, store), RunFolder(store, cell.key)
+    if found == "failed":
+        return CellStatus(cell, found, error=reason((folder.record or {}).get("error")))
+    if found != "running":
+        return CellStatus(cell, found)
+    path = folder.path / "epochs.csv"
+    if not path.exists():
+        return CellStatus(cell, found, "first epoch", time.time() - (folder.path / "record.json").stat().st_mtime)
+    with path.open(newline="") as file:
+        *_, line = csv.DictReader(file)
+    stage, epoch = int(line["stage"]), int(line["epoch"]) + 1
+    where = f"epoch {epoch}/{cell.config.epochs}"
+    return CellStatus(
+        cell, found, f"stage {stage + 1}, {where}" if stage else where, time.time() - path.stat().st_mtime
+    )
+
+
+def reason(error: str | None) -> str:
+    """The line of an error that says what happened: of a traceback the last one."""
+    lines = (error or "unknown").strip().splitlines()
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
+
+
+# what they cost
+
+IMAGES = 50_000  # of a training set, for the estimate alone
+
+
+def relative_cost(config: RunConfig) -> float:
+    """About how many forwards of one image a run takes (a backward counts as two): for orders and shares only."""
+    forwards, backwards = optim.OPTIMIZERS[config.opt].cost(config.optimizer_options())
+    networks = methods.compose(config.method).networks
+    return config.epochs * (config.train_subset or IMAGES) * networks * (forwards + 2 * backwards)
+
+
+def seconds(cells: Sequence[Cell], store: Path, states: Mapping[str, str]) -> dict[str, float]:
+    """Seconds of training for a unit of ``relative_cost``, by row, from the first finished cells of each."""
+    spent: dict[str, list[float]] = {}
+    for cell in cells:
+        if states[cell.key] == "finished" and len(spent.setdefault(cell.row, [])) < SAMPLE:
+            cost = (RunFolder(store, cell.key).record or {})["cost"]
+            spent[cell.row].append((cost["train_seconds"] + cost["eval_seconds"]) / relative_cost(cell.config))
+    return {row: sum(rates) / len(rates) for row, rates in spent.items() if rates}
+
+
+def forecast(cells: Sequence[Cell], store: Path, states: Mapping[str, str] | None = None) -> float | None:
+    """Seconds of training that the unfinished cells will take, from finished ones with the same row; None where
+    nothing like them has run."""
+    states = states or {cell.key: state(cell, store) for cell in cells}
+    left = [cell for cell in cells if states[cell.key] != "finished"]
+    known = seconds(cells, store, states)
+    if not left or any(cell.row not in known for cell in left):
+        return None
+    return sum(known[cell.row] * relative_cost(cell.config) for cell in left)
+
+
+def longest_first(cells: Sequence[Cell], todo: Sequence[Cell], store: Path, states: Mapping[str, str]) -> list[Cell]:
+    """The cells ``todo`` problem by problem (seed and noise, in the order of the study), so that rows that are compared
+    are finished together; within a problem by the time that they are expected to take: by finished cells of their rows
+    where there are any (of any row, else), and by ``relative_cost``."""
+    known = seconds(cells, store, states)
+    typical = sum(known.values()) / len(known) if known else 1.0
+    problems = list(dict.fromkeys(map(_problem, cells)))
+    return sorted(
+        todo,
+        key=lambda cell: (problems.index(_problem(cell)), -known.get(cell.row, typical) * relative_cost(cell.config)),
+    )
+
+
+def _problem(cell: Cell) -> tuple[Any, ...]:
+    return cell.config.seed, cell.config.noise_type, cell.config.noise

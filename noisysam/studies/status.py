@@ -1,0 +1,103 @@
+"""How a study stands, as a table: for ``--status``, and live while a sweep runs."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Column, Table
+from rich.text import Text
+
+from noisysam.studies.plan import Cell
+from noisysam.studies.state import CellStatus, cell_status, forecast, relative_cost, seconds, state
+from noisysam.studies.sweep import Sweep
+from noisysam.training.progress import duration
+
+SHOWN = 20  # running cells of a live table
+
+
+REFRESH = 1.0  # seconds
+
+
+SAID = {
+    "finished": "finished",
+    "failed": "failed",
+    "again": "failed",
+    "held": "being trained by another process: waited for at the end",
+    "stopped": "stopped after a whole epoch",
+}
+
+
+STATES = ("finished", "running", "interrupted", "failed", "to do")
+
+
+def status(name: str, cells: Sequence[Cell], store: Path) -> Group:
+    """The whole study: how many cells of each row stand how, which run and how far they are, which failed and why, and
+    what is left to do."""
+    states = {cell.key: state(cell, store) for cell in cells}
+    counts = {row: Counter(states[c.key] for c in cells if c.row == row) for row in dict.fromkeys(c.row for c in cells)}
+    total = sum(counts.values(), Counter())
+    table = Table("row", *(Column(s, justify="right") for s in STATES), box=None, pad_edge=False)
+    for row, count in {**counts, "all": total}.items():
+        table.add_row(Text(row), *(str(count[s]) for s in STATES))
+    parts: list[RenderableType] = [table]
+    running = [cell_status(cell, store) for cell in cells if states[cell.key] == "running"]
+    failed = [cell_status(cell, store) for cell in cells if states[cell.key] == "failed"]
+    if running:
+        parts += [Text("\nrunning"), _running(running)]
+    if failed:
+        parts += [Text("\nfailed"), *(Text(f"{s.cell.label}: {s.error}") for s in failed)]
+    left = len(cells) - total["finished"]
+    cost = forecast(cells, store, states)
+    text = "" if not left else ": " + ("cost unknown until a cell of each row has run" if cost is None
+                                       else f"about {duration(cost)} one by one")  # fmt: skip
+    return Group(*parts, Text(f"\n{name}: {len(cells)} cells, {left} to do{text}"))
+
+
+def _running(standings: Sequence[CellStatus]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for s in standings:
+        ago = "" if s.quiet is None else f"{duration(s.quiet)} ago"
+        table.add_row(Text(s.cell.label), s.epoch, ago)
+    return table
+
+
+@contextmanager
+def live(name: str, sweep: Sweep) -> Iterator[bool]:
+    """A table on the terminal for as long as the block runs, below the lines that are printed meanwhile. Whether there
+    is one: not where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield False
+        return
+    board = _Board(name, sweep)
+    with Live(get_renderable=board, console=Console(stderr=True), refresh_per_second=1 / REFRESH, transient=True):
+        yield True
+
+
+class _Board:
+    """The table of this moment."""
+
+    def __init__(self, name: str, sweep: Sweep) -> None:
+        self.name, self.sweep, self.started = name, sweep, time.time()
+        self.rates: dict[str, float] = {}
+        self.known = -1  # finished cells when the rates were taken
+
+    def __call__(self) -> Group:
+        sweep = self.sweep
+        if self.known != sweep.finished:
+            self.known = sweep.finished
+            states = {cell.key: state(cell, sweep.store) for cell in sweep.cells}
+            self.rates = seconds(sweep.cells, sweep.store, states)
+        flying = [cell_status(cell, sweep.store) for cell in list(sweep.flying.values())[: 5 * SHOWN]]
+        running = [s for s in flying if s.state == "running"][:SHOWN]
+        counts = f"{sweep.finished} of {len(sweep.cells)} finished, {len(sweep.failed)} failed, {sweep.left} to do"
+        left = [*sweep.queue, *sweep.flying.values()]
+        spent = f"{duration(time.time() - self.started)} so far"
+        if left and all(cell.row in self.rates for cell in left):
+            ahead = sum(self.rates[cell.row] * relative_cost(cell.config) for cell in left)
+            spent += f", about {duration(ahead)} of training ahead, one by one"
+        return Group(Text(f"{self.name}: {counts} ({spent})"), _running(running))

@@ -1,0 +1,164 @@
+"""Study files: YAML, read with the line of every field."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from noisysam.core.errors import UserError
+from noisysam.core.validation import explain
+
+Values = dict[str, Any]
+
+
+Place = tuple[Any, ...]  # where something stands in a file: ("rows", "SAM", "rho")
+
+
+class StudyFile(BaseModel):
+    """What a study's YAML says. A cell's values are base, then grid, then row; later ones win."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include: str | None = Field(
+        None, description="another study file, by its path from this one: its base and rows lie below those given here"
+    )
+    base: Values = Field({}, description="values of every cell; as in a row, noise may be a mapping")
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        {}, description="fields that are crossed with the rows, each a list of values"
+    )
+    rows: dict[str, Values] = Field(
+        min_length=1,
+        description="named rows of the table, each with its values; noise may be a mapping from rates to the values"
+        " that hold at that rate alone: SAM: {opt: sam, noise: {0.8: {rho: 0.05}}}; seeds may name those of the row",
+    )
+    seeds: list[int] = Field([0], min_length=1, description="seeds; the noise seed is the same number")
+    retries: int = Field(0, ge=0, description="how often a failed run is tried again")
+    published: str | list[str] | None = Field(
+        None, description="published tables to print beside, such as sam-table4; a name or a list"
+    )
+    claims: list[Values] = Field([], description="what the report tests")
+
+
+# reading
+
+
+class Lines(dict[Place, tuple[Path, int]]):
+    """File and line of each thing that a study's files say."""
+
+    def at(self, file: Path, *places: Place) -> str:
+        """'study.yaml, line 7', of the first of these places that is known, or of what holds it."""
+        for place in places:
+            if place in self:
+                return "{}, line {}".format(*self[place])
+        for place in places:
+            for end in range(len(place) - 1, 0, -1):
+                if place[:end] in self:
+                    return "{}, line {}".format(*self[place[:end]])
+        return str(file)
+
+
+def read(path: Path) -> StudyFile:
+    """A study file with what it includes; ``UserError`` names the file, the line and the field."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[StudyFile, Lines]:
+    content, lines = _content(path)
+    try:
+        study = StudyFile.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{lines.at(path, error.errors()[0]['loc'])}: {explain(error, prefix='')}") from None
+    if study.claims:
+        from noisysam.studies.claims import parse
+
+        parse(study.claims, f"{lines.at(path, ('claims',))}: claims")
+    return study, lines
+
+
+def _content(path: Path, above: tuple[Path, ...] = ()) -> tuple[Values, Lines]:
+    """What a file says, on top of the base and the rows of the file that it includes."""
+    content, lines = _parse(path)
+    name = content.get("include")
+    if name is None:
+        return content, lines
+    where = f"{lines.at(path, ('include',))}: include"
+    if not isinstance(name, str):
+        raise UserError(f"{where}: the path of another study file was expected, not {name!r}")
+    other = path.parent / name
+    if not other.is_file():
+        raise UserError(f"{where}: there is no file {other}")
+    if other.resolve() in (*above, path.resolve()):
+        raise UserError(f"{where}: {other} includes this file in turn")
+    below, lines_below = _content(other, (*above, path.resolve()))
+    for part in ("base", "rows"):
+        if not isinstance(below.get(part, {}), dict):
+            raise UserError(f"{lines_below.at(other, (part,))}: {part}: a mapping was expected")
+        if isinstance(content.get(part, {}), dict):
+            content[part] = _above(content.get(part, {}), below.get(part, {}), deep=part == "rows")
+    return content, Lines({place: line for place, line in lines_below.items() if place[0] in ("base", "rows")} | lines)
+
+
+def _above(values: Values, below: Values, deep: bool) -> Values:
+    """Two mappings as one; ``deep``: those that both have under one name as well."""
+    merged = {**below, **values}
+    if deep:
+        for name in set(values) & set(below):
+            if isinstance(values[name], dict) and isinstance(below[name], dict):
+                merged[name] = {**below[name], **values[name]}
+    return merged
+
+
+def _parse(path: Path) -> tuple[Values, Lines]:
+    """One YAML file: its content, and where everything stands."""
+    try:
+        loader = yaml.SafeLoader(path.read_text())
+        root = loader.get_single_node()
+        if root is not None:
+            _refuse_twice(root, set())
+        content = None if root is None else loader.construct_document(root)
+        lines = Lines({place: (path, line) for place, line in _places(loader, root)})
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a mapping with base, grid, rows and seeds was expected")
+    for name in content:
+        if name not in StudyFile.model_fields and isinstance(name, str):
+            raise UserError(f"{lines.at(path, (name,))}: {name}: there is no such option")
+    return content, lines
+
+
+def _refuse_twice(node: yaml.Node, seen: set[int]) -> None:
+    """Of a key that is given twice YAML would silently keep the last."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_twice(item, seen)
+    elif isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        for number, (key, value) in enumerate(node.value):
+            if key.value in keys[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            _refuse_twice(value, seen)
+
+
+DEEPEST = 5  # of the places in a study file: rows, name, noise, rate, field
+
+
+def _places(loader: yaml.SafeLoader, node: yaml.Node | None, place: Place = ()) -> Iterator[tuple[Place, int]]:
+    """Every place below a node, with its line."""
+    parts: list[tuple[Any, yaml.Node, yaml.Node]] = []
+    if len(place) < DEEPEST and isinstance(node, yaml.MappingNode):
+        parts = [(loader.construct_object(k, deep=True), k, v) for k, v in node.value]
+    elif len(place) < DEEPEST and isinstance(node, yaml.SequenceNode):
+        parts = [(number, item, item) for number, item in enumerate(node.value)]
+    for name, key, value in parts:
+        yield (*place, name), key.start_mark.line + 1
+        yield from _places(loader, value, (*place, name))

@@ -1,0 +1,88 @@
+"""What MLflow's pages show of an experiment without set-up: columns, order and groups, as views that a link opens.
+
+MLflow keeps a shared view of its run list as a tag of the experiment; the pages read it by the key in their address.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+from noisysam.core.files import read_json
+from noisysam.runs.record import RunFolder
+
+TAG = "mlflow.sharedViewState."
+
+
+COLUMNS = (
+    "tags.`noisysam.row`",
+    "params.`noise_type`",
+    "params.`noise`",
+    "params.`seed`",
+    "metrics.`final_last`",
+    "metrics.`final_selected`",
+    "metrics.`final_best`",
+    "metrics.`final_memorised`",
+    "metrics.`final_recovered`",
+    "metrics.`final_auroc`",
+    "metrics.`final_gradient_evaluations`",
+    "metrics.`final_train_seconds`",
+    "tags.`noisysam.oracle`",
+)
+
+
+SEEN: dict[str, Any] = {
+    "searchFilter": "",
+    "orderByKey": "metrics.`final_last`",
+    "orderByAsc": False,
+    "startTime": "ALL",
+    "lifecycleFilter": "Active",
+    "datasetsFilter": [],
+    "modelVersionFilter": "All Runs",
+    "selectedColumns": list(COLUMNS),
+    "runsHiddenMode": "SHOW_ALL",
+}
+
+
+BY_ROW = [{"mode": "tag", "groupByData": "noisysam.row"}, {"mode": "param", "groupByData": "noise"}]
+
+
+# the charts to begin with, of dozens; the field that holds this search shows the rest once it is cleared
+CHARTS = ("test_accuracy", "memorised", "recovered", "auroc", "final_last", "final_selected")
+
+
+VIEWS: dict[str, dict[str, Any]] = {
+    "runs": SEEN,
+    "rows": {
+        **SEEN,
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": BY_ROW},
+        "chartsSearchFilter": f"^({'|'.join(CHARTS)})$",
+    },
+}
+
+
+def tags() -> dict[str, str]:
+    """The views as tags of an experiment."""
+    return {f"{TAG}{name}": json.dumps(view) for name, view in VIEWS.items()}
+
+
+def pages(experiment_id: str) -> dict[str, str]:
+    """The addresses, from the server's root on: every run in a line, and charts of the means over seeds."""
+    runs = f"/#/experiments/{experiment_id}/runs?viewStateShareKey="
+    return {"runs": f"{runs}runs", "charts by row and noise rate": f"{runs}rows&compareRunsMode=CHART"}
+
+
+def side_by_side(experiment_ids: Sequence[str], run_ids: Sequence[str]) -> str:
+    """The address of the page that compares runs."""
+    chosen, experiments = (quote(json.dumps(list(ids)), safe="") for ids in (run_ids, experiment_ids))
+    return f"/#/compare-runs?runs={chosen}&experiments={experiments}"
+
+
+def comparison(folders: Sequence[RunFolder]) -> str | None:
+    """The address, from the server's root on, of MLflow's page that compares these runs; None where one of them is not
+    there, or they are in several stores."""
+    states = [read_json(path) if (path := folder.path / "tracking.json").exists() else {} for folder in folders]
+    if len({state.get("uri") for state in states}) > 1 or not all(state.get("experiment_id") for state in states):
+        return None
+    experiments = dict.fromkeys(state["experiment_id"] for state in states)
+    return side_by_side(list(experiments), [state["run_id"] for state in states])

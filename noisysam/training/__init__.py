@@ -1,0 +1,1 @@
+"""One run as a process: from a configuration to its result."""

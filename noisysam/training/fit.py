@@ -1,0 +1,76 @@
+"""``fit`` takes a configuration to its result."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from torch import nn
+
+from noisysam.core import plugins
+from noisysam.core.errors import UserError
+from noisysam.core.rng import stream_seed
+from noisysam.data.datasets import Dataset
+from noisysam.runs.config import RunConfig
+from noisysam.runs.problem import prepare
+from noisysam.runs.record import RunFolder
+from noisysam.training import checkpoint, devices
+from noisysam.training.distributed import ProcessGroup
+from noisysam.training.loop import Factory, ProgressCallback, SupportsSync, Training
+from noisysam.training.result import Result
+
+
+def fit(
+    config: RunConfig,
+    *,
+    dataset: Dataset | None = None,
+    network: Factory | None = None,
+    store: Path = Path("runs"),
+    tracker: Callable[[RunFolder], SupportsSync] | None = None,
+    progress: ProgressCallback | None = None,
+    processes: ProcessGroup | None = None,
+) -> Result:
+    """Train one configuration to its end and return its result.
+
+    A finished run is returned as stored; an interrupted one resumes where it stopped, to the same bits. ``dataset``
+    and ``network`` (seed -> module) take the place of the configured ones. Of several ``processes`` (which have met)
+    each calls this; the first alone writes, tracks and reports progress. Raises ``RunFailed`` where the training
+    diverges; its record stays.
+    """
+    processes = processes or ProcessGroup()
+    if not processes.first:
+        tracker = progress = None
+    with ExitStack() as held:
+        with processes.agreed():
+            if config.plugin is not None:  # a worker's process has not read it yet
+                plugins.load(config.plugin)
+            processes.check(config)
+            problem = prepare(config, dataset)
+            digests = problem.digests
+            if network is not None:
+                digests["network"] = _network_digest(network(stream_seed(config.seed, 0, 0, "init")))
+            folder = RunFolder(store, config.key({**digests, **processes.digests()}))
+            if processes.first:
+                processes.check_begun(config, digests, store)
+                held.enter_context(folder.lock())
+                problem.save_labels(folder)
+        digests |= processes.digests()
+        if len(set(processes.gather(folder.key))) > 1:
+            raise UserError("the processes do not train the same run: give each the same data and the same version")
+        record = processes.share(lambda: folder.record)
+        if record is not None and record["status"] == "finished":
+            if processes.first:
+                checkpoint.remove(folder.path)  # of a process that was killed before it did
+            if tracker is not None:
+                tracker(folder).sync(final=True)
+            return Result(folder.key, folder.path, record)
+        training = Training(config, problem, digests, folder, network, tracker, progress, processes)
+        with devices.settings(training.resolved["threads"], config.deterministic):
+            return training.fit()
+
+
+def _network_digest(module: nn.Module) -> str:
+    content = hashlib.sha256(repr(module).encode())
+    for name, value in module.state_dict().items():
+        content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()

@@ -1,0 +1,21 @@
+"""The result of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run; ``record`` holds everything that was written down."""
+
+    key: str
+    folder: Path
+    record: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        """``result.last``, ``.last_ten``, ``.selected``, ``.best`` (oracle): shares of 1."""
+        try:
+            return self.record["results"][name]
+        except KeyError:
+            raise AttributeError(name) from None
