@@ -28,7 +28,7 @@ from noisysam.core.network import Net
 from noisysam.core.objective import Objective
 from noisysam.core.task import Task
 from noisysam.methods import METHODS
-from noisysam.training.loop import Training
+from noisysam.training.trainer import Trainer
 
 QUICK = Settings(quick=True)
 CPU = torch.device("cpu")
@@ -161,20 +161,20 @@ def test_plain_sam_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_our_loop_takes_the_steps_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[Training] = []
+    begun: list[Trainer] = []
 
-    def remember(*arguments: Any) -> Training:
-        begun.append(runs.training(*arguments))
+    def remember(*arguments: Any) -> Trainer:
+        begun.append(runs.trainer(*arguments))
         return begun[0]
 
-    monkeypatch.setattr(loop, "training", remember)
+    monkeypatch.setattr(loop, "trainer", remember)
     case = Case("resnet8", "sam", width=0.25, batch=16)
     with loop.our_loop(case, QUICK) as (take, facts):
-        before = begun[0].optimizers[0].steps
+        before = begun[0].learners[0].optimizer.steps
         take(3)
         take(40)  # more than an epoch of 512 images
-        assert begun[0].optimizers[0].steps - before == 43
-        assert begun[0].optimizer_options.m == "batch"
+        assert begun[0].learners[0].optimizer.steps - before == 43
+        assert begun[0].recipe.optimizer_options.m == "batch"
     assert facts["compiled"] == "no"
 
 

@@ -256,7 +256,7 @@ def test_an_imported_run_is_not_trained_again(
     shown = says("run", *TINY, "--no-track", "--store", "first")
     says("import", "package", "--store", "second")
     shutil.rmtree(tmp_path / "first")
-    monkeypatch.setattr("noisysam.training.loop.Training.__init__", refuse)
+    monkeypatch.setattr("noisysam.training.run.Run.__init__", refuse)
     assert says("run", *TINY, "--no-track", "--store", "second") == shown
     assert says("sweep", study, "--no-track", "--store", "second") == "noisysam report two\n"
     assert says("report", "two", "--store", "second")

@@ -220,7 +220,7 @@ def test_a_fault_of_ours_is_one_line_too(
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("of a kind\nthat nobody expected")
 
-    monkeypatch.setattr("noisysam.training.loop.Training._train", broken)
+    monkeypatch.setattr("noisysam.training.trainer.Trainer.train_epoch", broken)
     line = fails(RUN, 1, "unexpected ZeroDivisionError: of a kind", "NOISYSAM_TRACEBACK=1")
     assert "nobody" not in line
     (record,) = tmp_path.glob("runs/*/record.json")

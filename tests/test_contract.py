@@ -22,7 +22,8 @@ from noisysam.optim import NEEDS, OPTIMIZERS
 from noisysam.runs.config import RunConfig
 from noisysam.runs.problem import prepare
 from noisysam.runs.record import RunFolder
-from noisysam.training.loop import Training
+from noisysam.training.run import Run
+from noisysam.training.trainer import Trainer
 
 ROWS, SAMPLES, STEPS = 16, 48, 3
 FORGET = {"forget_rate": 0.3, "ramp": 1}
@@ -76,12 +77,12 @@ def images(make_dataset: Callable[..., Dataset]) -> Dataset:
     return make_dataset(train=64)  # 48 of them to train on
 
 
-def training(config: RunConfig, dataset: Dataset, store: Path) -> Training:
+def training(config: RunConfig, dataset: Dataset, store: Path) -> Run:
     """A run before its first step, as ``fit`` makes it."""
     problem = prepare(config, dataset)
     folder = RunFolder(store, config.key(problem.digests))
     problem.save_labels(folder)
-    return Training(config, problem, problem.digests, folder)
+    return Run(config, problem, problem.digests, folder)
 
 
 def snapshot(method: torch.nn.Module) -> dict[str, Tensor]:
@@ -99,11 +100,11 @@ def same(left: Any, right: Any) -> bool:
 class Witness:
     """Watches a run step by step and checks what the contract says."""
 
-    def __init__(self, run: Training) -> None:
+    def __init__(self, run: Trainer) -> None:
         self.run, self.method, self.plans, self.losses = run, run.method, 0, 0
         self.written: dict[str, Tensor] = {}
-        self.loss, self.plan, self.step = run.method.loss, run.method.plan, run._step
-        run._step = self.checked_step  # type: ignore[method-assign]
+        self.loss, self.plan, self.step = run.method.loss, run.method.plan, run.step
+        run.step = self.checked_step  # type: ignore[method-assign]
         run.method.loss = self.checked_loss  # type: ignore[method-assign]
         if self.plan is not None:
             run.method.plan = self.checked_plan
@@ -118,7 +119,7 @@ class Witness:
         ]
 
     def weights(self) -> list[Tensor]:
-        return [p.detach().clone() for net in self.run.nets for p in net.params]
+        return [p.detach().clone() for learner in self.run.learners for p in learner.net.params]
 
     def checked_step(self, batch: Batch, rate: float, sums: Tensor) -> int:
         """State is written once, by the plan; no other part of a step touches it."""
@@ -136,7 +137,7 @@ class Witness:
         for task, z in zip(tasks, logits, strict=True):
             assert not z.requires_grad
             with torch.no_grad():
-                clean = copy.deepcopy(self.run.nets[task.network].module)(task.inputs)
+                clean = copy.deepcopy(self.run.learners[task.network].net.module)(task.inputs)
             assert torch.equal(clean, z), "the plan's logits are not those at the unperturbed weights"
         assert self.plan is not None
         self.plan(tasks, logits)
@@ -209,7 +210,7 @@ def test_contract(method: str, rule: str, digits: Configure, images: Dataset, tm
     """One watched run, and the same one interrupted and taken up again."""
     config = configuration(digits, method, rule)
     run = training(config, images, tmp_path / "whole")
-    witness = Witness(run)
+    witness = Witness(run.trainer)
     result = run.fit()
     stages = run.lines[-1]["stage"] + 1
     assert len(run.lines) == (4 if method == "pes" else 2 * stages)
@@ -250,7 +251,7 @@ def test_state_after_one_step_does_not_depend_on_the_optimizer(
         config = configuration(digits, method, rule, batch=SAMPLES, epochs=1)
         run = training(config, images, tmp_path)
         run.fit()
-        written[rule] = snapshot(run.method)
+        written[rule] = snapshot(run.trainer.method)
     for rule in KINDS:
         assert equal(written[rule], written["sgd"]), rule
     if method == "elr":
@@ -307,8 +308,9 @@ def reachable(value: Any, seen: set[int]) -> Iterator[Tensor | np.ndarray]:
 def test_no_clean_label_reaches_a_method(method: str, digits: Configure, images: Dataset, tmp_path: Path) -> None:
     """Neither its own attributes nor a batch lead to the clean labels, of all samples or of the batch's."""
     run = training(configuration(digits, method, "sgd", noise=0.5, epochs=1), images, tmp_path)
-    noisy = run.problem.noisy.take(run.problem.train)
-    clean, own = torch.from_numpy(noisy.clean), run.method.tasks
+    problem = run.trainer.problem
+    noisy = problem.noisy.take(problem.train)
+    clean, own = torch.from_numpy(noisy.clean), run.trainer.method.tasks
     assert (clean != torch.from_numpy(noisy.labels)).sum() > 10
     batches = 0
 
@@ -316,7 +318,7 @@ def test_no_clean_label_reaches_a_method(method: str, digits: Configure, images:
         nonlocal batches
         batches += 1
         tasks = own(batch, look)
-        for array in reachable([run.method, batch, tasks], set()):
+        for array in reachable([run.trainer.method, batch, tasks], set()):
             values = torch.as_tensor(array).flatten()
             if values.is_floating_point() or values.dtype == torch.bool:
                 continue
@@ -324,6 +326,6 @@ def test_no_clean_label_reaches_a_method(method: str, digits: Configure, images:
             assert not (len(values) == len(batch.index) and torch.equal(values.long(), clean[batch.index]))
         return tasks
 
-    run.method.tasks = watched  # type: ignore[method-assign]
+    run.trainer.method.tasks = watched  # type: ignore[method-assign]
     run.fit()
     assert batches

@@ -15,9 +15,8 @@ from noisysam.methods import METHODS
 from noisysam.optim import OPTIMIZERS
 from noisysam.runs.config import RunConfig
 from noisysam.runs.problem import prepare
-from noisysam.runs.record import RunFolder
 from noisysam.training import devices
-from noisysam.training.loop import Training
+from noisysam.training.trainer import Trainer
 
 READ_FIRST = {"ssr": "SSR+ selects samples", "incv": "INCV divides the training set"}
 
@@ -59,12 +58,10 @@ def images(make_dataset: Callable[..., Dataset]) -> Dataset:
 def steps(config: RunConfig, dataset: Dataset, store: Path) -> int:
     """The steps of a first epoch, each batch as the method draws it; what a method does between epochs is left out."""
     problem = prepare(config, dataset)
-    run = Training(config, problem, problem.digests, RunFolder(store, config.key(problem.digests)))
-    run.stage = 0
-    stage = next(run.method.stages(None))  # type: ignore[arg-type]
-    run._begin(stage)
+    run = Trainer(config, problem, devices.resolve(config, 0))
+    run.begin_stage(0, next(run.method.stages(None)))  # type: ignore[arg-type]
     run.processes.average = lambda sums: [torch.tensor([1.0, 1.0, 1.0])]  # type: ignore[method-assign]  # read at the end
-    found = run._train(0, stage)
+    found = run.train_epoch(0)
     return int(found["steps"])
 
 

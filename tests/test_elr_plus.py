@@ -14,7 +14,7 @@ from noisysam.data.loader import Batch
 from noisysam.methods import RunInfo
 from noisysam.methods.elr_plus import ELRPlus
 from noisysam.runs.config import RunConfig
-from noisysam.training.loop import Training
+from noisysam.training.trainer import Trainer
 
 FACTS = RunInfo(samples=6, classes=3, epochs=10, device=torch.device("cpu"))
 
@@ -72,16 +72,16 @@ def test_the_average_follows_each_step(
 ) -> None:
     """It begins at the weights and moves by 1 - decay of the way, for both networks."""
     pairs: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = []
-    step = Training._step
+    step = Trainer.step
 
-    def noted(self: Training, *args: object) -> int:
-        before = [t.clone() for kept in self.teachers for t in kept]
+    def noted(self: Trainer, *args: object) -> int:
+        before = [t.clone() for k in self.learners if k.teacher for t in k.teacher.weights]
         done = step(self, *args)  # type: ignore[arg-type]
-        weights = [p.detach().clone() for net in self.nets for p in net.params]
-        pairs.append((before, weights, [t.clone() for kept in self.teachers for t in kept]))
+        weights = [p.detach().clone() for k in self.learners for p in k.net.params]
+        pairs.append((before, weights, [t.clone() for k in self.learners if k.teacher for t in k.teacher.weights]))
         return done
 
-    monkeypatch.setattr(Training, "_step", noted)
+    monkeypatch.setattr(Trainer, "step", noted)
     config = digits(method="elr+", method_option={"ema": 0.75}, opt="sam", sam_m="batch", epochs=1, noise=0.4)
     result = fit(config, store=tmp_path)
     assert result.record["status"] == "finished"

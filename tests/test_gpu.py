@@ -68,20 +68,19 @@ def test_resume_is_bit_equal_with_deterministic_kernels(tmp_path: Path) -> None:
 def test_epoch_does_not_synchronise(tmp_path: Path, opt: str) -> None:
     """A step enqueues work and reads nothing back: torch's own detector raises where it does."""
     from noisysam.runs.problem import prepare
-    from noisysam.runs.record import RunFolder
-    from noisysam.training.loop import Training
+    from noisysam.training import devices
+    from noisysam.training.trainer import Trainer
 
     config = noisysam.RunConfig(**SMALL, opt=opt, opt_option=AT_ONCE.get(opt, {}))
     problem = prepare(config)
-    training = Training(config, problem, problem.digests, RunFolder(tmp_path, "sync"))
-    training.stage = 0
-    training._begin(Stage())
-    training._train(0, Stage())  # kernels are loaded, workspaces allocated
-    batches = list(training.loader.epoch(0, 1))
+    trainer = Trainer(config, problem, devices.resolve(config, 0))
+    trainer.begin_stage(0, Stage())
+    trainer.train_epoch(0)  # kernels are loaded, workspaces allocated
+    batches = list(trainer.loader.epoch(0, 1))
     sums = torch.zeros(3, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
         for batch in batches:
-            training._step(batch, 0.1, sums)
+            trainer.step(batch, 0.1, sums)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
 from noisysam import fit, methods
@@ -26,7 +27,8 @@ from noisysam.methods.base import Forward, PredictTrainingSet, StageContext
 from noisysam.methods.dividemix import probability_clean, sharpen
 from noisysam.runs.config import RunConfig, validate
 from noisysam.runs.problem import prepare
-from noisysam.training.loop import Training
+from noisysam.training.run import Run
+from noisysam.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -407,19 +409,24 @@ def test_two_networks_report_their_mean_probability() -> None:
 def stages(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Of each stage that begins: the run, the labels it is given, and the networks that stand at that moment."""
     seen: list[dict[str, Any]] = []
-    begin = Training._begin
+    epoch = Run._epoch
 
-    def note(self: Training, stage: Any) -> None:
-        before = copy.deepcopy([net.module for net in self.nets])
-        selected = copy.deepcopy(self.selected) if self.nets else None
-        begin(self, stage)
-        seen.append({"run": self, "labels": self.loader.labels.clone(), "networks": before, "selected": selected})
+    def note(self: Run, number: int) -> None:
+        trainer = self.trainer
+        if number == 0:
+            before = seen[-1]["after"] if seen else []
+            labels = trainer.loader.labels.clone()
+            seen.append(
+                {"run": self, "labels": labels, "networks": before, "selected": seen[-1]["best"] if seen else None}
+            )
+        epoch(self, number)
+        seen[-1] |= {"after": copy.deepcopy(trainer.reported), "best": copy.deepcopy(self.selected)}
 
-    monkeypatch.setattr(Training, "_begin", note)
+    monkeypatch.setattr(Run, "_epoch", note)
     return seen
 
 
-def predictions(run: Training, module: torch.nn.Module, index: Tensor) -> Tensor:
+def predictions(run: Trainer, module: torch.nn.Module, index: Tensor) -> Tensor:
     """Classes for training images, by hand: plain inputs, normalised, evaluation mode."""
     images = run.problem.dataset.train_images.float() / 255
     mean, std = images.mean((0, 1, 2)), images.std((0, 1, 2), unbiased=False)
@@ -436,7 +443,8 @@ def test_bootstrap_trains_on_its_own_predictions(
     config = digits(method="bootstrap", method_option={"teacher": teacher}, train_subset=100, epochs=4, lr=0.1)
     result = fit(config, store=tmp_path)
     first, second = stages
-    run = second["run"]
+    whole = second["run"]
+    run = whole.trainer
     train = torch.from_numpy(run.problem.chosen[run.problem.train])
     noisy = run.problem.noisy.take(run.problem.train)
     assert torch.equal(first["labels"], torch.from_numpy(noisy.labels))
@@ -448,16 +456,16 @@ def test_bootstrap_trains_on_its_own_predictions(
         assert not torch.equal(predictions(run, module, train), at_last)
     assert torch.equal(second["labels"], predictions(run, module, train))
     assert not torch.equal(second["labels"], first["labels"])
-    assert not same_weights(module, run.nets[0].module)
+    assert not same_weights(module, run.learners[0].net.module)
 
-    final = [line for line in run.lines if line["stage"] == 1][-1]
+    final = [line for line in whole.lines if line["stage"] == 1][-1]
     held = run.problem.noisy.take(run.problem.val)
-    of_val = predictions(run, run.nets[0].module, torch.from_numpy(run.problem.chosen[run.problem.val])).numpy()
+    of_val = predictions(run, run.learners[0].net.module, torch.from_numpy(run.problem.chosen[run.problem.val])).numpy()
     assert final["val_accuracy"] == pytest.approx((of_val == held.labels).mean())
-    of_train = predictions(run, run.nets[0].module, train).numpy()
+    of_train = predictions(run, run.learners[0].net.module, train).numpy()
     assert final["memorised"] == pytest.approx((of_train == noisy.labels)[noisy.flipped].mean())
     assert result.last == final["test_accuracy"]
-    assert len(run.lines) == 8
+    assert len(whole.lines) == 8
 
 
 def same_weights(left: torch.nn.Module, right: torch.nn.Module) -> bool:
@@ -479,7 +487,7 @@ def test_bootstrap_and_mixup_combine(stages: list[Any], digits: Callable[..., Ru
     assert len(stages) == 2
     assert not torch.equal(stages[0]["labels"], stages[1]["labels"])
     assert result.record["method_options"] == {"alpha": 8.0, "teacher": "last"}
-    method = stages[0]["run"].method
+    method = stages[0]["run"].trainer.method
     (task,) = method.tasks(batch_of(6), no_look)
     assert task.labels.shape == (6, 10)
 
@@ -635,3 +643,47 @@ def test_every_method_says_where_it_comes_from() -> None:
         assert method.source
         assert method.__doc__
         assert method.name == name
+
+
+# a first stage that another run has trained
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "first"),
+    [
+        ("bootstrap", {}, {"opt": "sam"}),
+        ("bootstrap", {"teacher": "selected"}, {"opt": "sam"}),
+        ("bootstrap,mixup", {"alpha": 8.0}, {"opt": "sam", "method": "mixup", "method_option": {"alpha": 8.0}}),
+        ("nts", {}, {"opt": "sam", "eval_every": 1}),
+    ],
+)
+def test_a_stage_that_is_a_finished_run_is_not_trained_again(
+    method: str, options: dict[str, Any], first: dict[str, Any], digits: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """The result is, bit for bit, that of the run that trains both; what was spent is told apart."""
+    common = {"epochs": 3, "noise": 0.4, "lr": 0.1, "opt": "sam", "eval_every": 2}
+    config = digits(**common, method=method, method_option=options)
+    both = fit(config, store=tmp_path / "both")
+    alone = fit(digits(**{**common, **first}), store=tmp_path / "shared")
+    shared = fit(config, store=tmp_path / "shared")
+    weights = [load_file(result.folder / "weights.safetensors") for result in (both, shared)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert shared.record["results"] == both.record["results"]
+    counts = ("steps", "forward_samples", "gradient_samples", "gradient_evaluations")
+    assert [shared.record["cost"][name] for name in counts] == [both.record["cost"][name] for name in counts]
+    reused = shared.record["reused"]
+    assert (reused["stage"], reused["key"]) == (0, alone.key)
+    assert reused["spent"]["steps"] == both.record["cost"]["steps"] - alone.record["cost"]["steps"]
+    assert "reused" not in both.record
+
+
+def test_a_stage_of_another_machine_is_trained_again(
+    digits: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from noisysam.training import reuse
+
+    fit(digits(epochs=2, noise=0.4), store=tmp_path)
+    here = reuse.environment()
+    monkeypatch.setattr(reuse, "environment", lambda: {**here, "instruction_set": "another"})
+    assert "reused" not in fit(digits(epochs=2, noise=0.4, method="bootstrap"), store=tmp_path).record

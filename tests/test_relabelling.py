@@ -24,7 +24,7 @@ from noisysam.methods.base import StageContext
 from noisysam.runs.config import RunConfig
 from noisysam.runs.problem import prepare
 from noisysam.runs.record import RunFolder
-from noisysam.training.loop import Training
+from noisysam.training.run import Run
 
 CPU = torch.device("cpu")
 NAMES = {"m-dyr-h": m_dyr_h.DynamicBootstrap, "selc": selc.SELC, "o2u": o2u.O2U, "incv": incv.INCV}
@@ -538,25 +538,25 @@ class Interrupt:
 @pytest.fixture(scope="module")
 def whole(
     images: Dataset, digits: Configure, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Training, list[Any]]]:
+) -> Callable[[str], tuple[Run, list[Any]]]:
     """Each method's run, once, and what each of its epochs was drawn from."""
-    found: dict[str, tuple[Training, list[Any]]] = {}
+    found: dict[str, tuple[Run, list[Any]]] = {}
 
-    def run(name: str) -> tuple[Training, list[Any]]:
+    def run(name: str) -> tuple[Run, list[Any]]:
         if name not in found:
             config, store = configuration(digits, name), tmp_path_factory.mktemp(name)
             problem = prepare(config, images)
             folder = RunFolder(store, config.key(problem.digests))
             problem.save_labels(folder)
-            training = Training(config, problem, problem.digests, folder)
+            training = Run(config, problem, problem.digests, folder)
             drawn_from: list[Any] = []
-            epoch = training.loader.epoch
+            epoch = training.trainer.loader.epoch
 
             def note(stage: int, number: int, subset: Tensor | None = None) -> Any:
                 drawn_from.append((stage, number, subset))
                 return epoch(stage, number, subset)
 
-            training.loader.epoch = note  # type: ignore[method-assign]
+            training.trainer.loader.epoch = note  # type: ignore[method-assign]
             training.fit()
             found[name] = training, drawn_from
         return found[name]
@@ -565,27 +565,27 @@ def whole(
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run(name: str, whole: Callable[[str], tuple[Training, list[Any]]]) -> None:
+def test_a_run(name: str, whole: Callable[[str], tuple[Run, list[Any]]]) -> None:
     run, _ = whole(name)
     expected = [(s, e) for s, length in enumerate(LENGTHS[name]) for e in range(length)]
     assert [(line["stage"], line["epoch"]) for line in run.lines] == expected
     assert all(math.isfinite(line["train_loss"]) and line["skipped_steps"] == 0 for line in run.lines)
-    assert all(torch.isfinite(value).all() for value in run.method.state_dict().values())
+    assert all(torch.isfinite(value).all() for value in run.trainer.method.state_dict().values())
 
 
-def test_passes_of_m_dyr_h(whole: Callable[[str], tuple[Training, list[Any]]]) -> None:
+def test_passes_of_m_dyr_h(whole: Callable[[str], tuple[Run, list[Any]]]) -> None:
     """After the warm-up each step looks at its rows once more, and each epoch at the whole set."""
     assert [line["forward_samples"] for line in whole("m-dyr-h")[0].lines] == [48, 48, 48 + 48 + 48, 48 + 48 + 48]
 
 
-def test_selc_in_a_run_moves_every_target(whole: Callable[[str], tuple[Training, list[Any]]]) -> None:
+def test_selc_in_a_run_moves_every_target(whole: Callable[[str], tuple[Run, list[Any]]]) -> None:
     run, _ = whole("selc")
-    assert (run.method.targets != F.one_hot(run.given, 4)).any(1).all()
+    assert (run.trainer.method.targets != F.one_hot(run.trainer.given, 4)).any(1).all()
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("o2u", [48, 48, 48, 33]), ("incv", [24, 24])])
 def test_stages_learn_from_their_parts(
-    name: str, sizes: list[int], whole: Callable[[str], tuple[Training, list[Any]]]
+    name: str, sizes: list[int], whole: Callable[[str], tuple[Run, list[Any]]]
 ) -> None:
     """Each epoch of a stage from the same samples."""
     run, drawn_from = whole(name)
@@ -613,18 +613,18 @@ def test_wrong_labels_are_found(
     problem = prepare(config, make_dataset(train=320 if name == "m-dyr-h" else 160))
     folder = RunFolder(tmp_path, config.key(problem.digests))
     problem.save_labels(folder)
-    run = Training(config, problem, problem.digests, folder)
+    run = Run(config, problem, problem.digests, folder)
     run.fit()
     wrong = torch.from_numpy(problem.noisy.take(problem.train).flipped)
     if name == "m-dyr-h":
-        trusted = run.method.noisy < 0.5
+        trusted = run.trainer.method.noisy < 0.5
     else:
-        trusted = (run.method.final if name == "o2u" else run.method.stage).subset
+        trusted = (run.trainer.method.final if name == "o2u" else run.trainer.method.stage).subset
     assert len(wrong[trusted]) > 0.4 * len(wrong)
     assert wrong[trusted].double().mean() < 0.5 * wrong.double().mean()
 
 
-def test_o2u_in_a_run_has_cycles(whole: Callable[[str], tuple[Training, list[Any]]]) -> None:
+def test_o2u_in_a_run_has_cycles(whole: Callable[[str], tuple[Run, list[Any]]]) -> None:
     """A constant rate, then one that falls and springs back; each epoch of a cycle counted once."""
     rates = [line["learning_rate"] for line in whole("o2u")[0].lines]
     assert rates[:3] == [0.05] * 3
@@ -634,13 +634,15 @@ def test_o2u_in_a_run_has_cycles(whole: Callable[[str], tuple[Training, list[Any
     assert looked == [0, 0, 0, 0, 48, 48, 48, 0, 0, 0]
 
 
-def test_incv_in_a_run_selects_by_its_own_predictions(whole: Callable[[str], tuple[Training, list[Any]]]) -> None:
+def test_incv_in_a_run_selects_by_its_own_predictions(whole: Callable[[str], tuple[Run, list[Any]]]) -> None:
     """The two halves are apart, and the last training has what each half's network confirms of the other."""
     run, drawn_from = whole("incv")
     part = {s: set(subset.tolist()) for s, _, subset in drawn_from}
     assert part[0] | part[1] == set(range(48))
     assert not part[0] & part[1]
-    agreed = [set((run.memo[f"{s}/last"].argmax(1) == run.given).nonzero().flatten().tolist()) for s in range(2)]
+    agreed = [
+        set((run.memo[f"{s}/last"].argmax(1) == run.trainer.given).nonzero().flatten().tolist()) for s in range(2)
+    ]
     assert part[2] == (part[1] & agreed[0]) | (part[0] & agreed[1])
 
 
@@ -652,7 +654,7 @@ def test_a_run_that_is_taken_up_again(
     name: str,
     stage: int,
     epoch: int,
-    whole: Callable[[str], tuple[Training, list[Any]]],
+    whole: Callable[[str], tuple[Run, list[Any]]],
     digits: Configure,
     images: Dataset,
     tmp_path: Path,

@@ -116,7 +116,7 @@ def bits(store: Path) -> dict[str, Any]:
     record = json.loads((folder / "record.json").read_text())
     assert record["status"] == "finished"
     assert record["error"] is None
-    left = {"record.json", "epochs.csv", "confusion.csv", "weights.safetensors", "lock"}
+    left = {"record.json", "epochs.csv", "confusion.csv", "weights.safetensors", "predictions.npz", "lock"}
     assert {path.name for path in folder.iterdir()} == left
     with (folder / "epochs.csv").open(newline="") as file:
         epochs = [{k: v for k, v in line.items() if not k.endswith(MEASURED)} for line in csv.DictReader(file)]
@@ -322,10 +322,19 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as older:
         older.setattr(checkpoint, "FORMAT", checkpoint.FORMAT - 1)
-        checkpoint.save(tmp_path, {"epoch": 3})
-        assert checkpoint.load(tmp_path, torch.device("cpu")) == {"epoch": 3}
+        checkpoint.save(tmp_path, {"epoch": 3, "key": "a"})
+        assert checkpoint.load(tmp_path, torch.device("cpu"), "a") == {"epoch": 3, "key": "a"}
     with pytest.raises(UserError, match="another version"):
-        checkpoint.load(tmp_path, torch.device("cpu"))
+        checkpoint.load(tmp_path, torch.device("cpu"), "a")
+
+
+def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:
+    import torch
+
+    checkpoint.save(tmp_path, {"epoch": 2, "key": "a"})
+    checkpoint.save(tmp_path, {"epoch": 3, "key": "b"})
+    with pytest.warns(UserWarning, match="of run b, not of a: falling back"):
+        assert checkpoint.load(tmp_path, torch.device("cpu"), "a") == {"epoch": 2, "key": "a"}
 
 
 def test_a_checkpoint_is_read_without_running_its_code(tmp_path: Path) -> None:
@@ -342,8 +351,8 @@ def test_a_checkpoint_is_read_without_running_its_code(tmp_path: Path) -> None:
     torch.save({"state": Evil()}, buffer)
     content = buffer.getvalue()
     (tmp_path / checkpoint.CURRENT).write_bytes(hashlib.sha256(content).digest() + content)
-    with pytest.raises(Exception, match="weights_only"):
-        checkpoint.load(tmp_path, torch.device("cpu"))
+    with pytest.warns(UserWarning, match="damaged: starting over"):
+        assert checkpoint.load(tmp_path, torch.device("cpu"), "a") is None
     assert not (tmp_path / "evil").exists()
 
 

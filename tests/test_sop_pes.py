@@ -14,7 +14,7 @@ from noisysam.methods import METHODS, RunInfo
 from noisysam.methods.pes import PES
 from noisysam.methods.sop import SOP
 from noisysam.runs.config import RunConfig
-from noisysam.training.loop import Training
+from noisysam.training.trainer import Trainer
 
 FACTS = RunInfo(samples=7, classes=4, epochs=16, device=torch.device("cpu"))
 
@@ -72,14 +72,14 @@ def test_sop_starts_as_cross_entropy_and_learns_its_parameters(
     torch.testing.assert_close(method.loss(z, Task(0, z, y, torch.arange(5))), expected, rtol=1e-3, atol=1e-3)
 
     found: list[SOP] = []
-    begin = Training._begin
+    begin = Trainer.begin_stage
 
-    def noted(self: Training, stage: Any) -> None:
-        begin(self, stage)
+    def noted(self: Trainer, number: int, stage: Any) -> None:
+        begin(self, number, stage)
         assert isinstance(self.method, SOP)
         found.append(self.method)
 
-    monkeypatch.setattr(Training, "_begin", noted)
+    monkeypatch.setattr(Trainer, "begin_stage", noted)
     result = fit(digits(method="sop", opt="sam", noise=0.4, epochs=3, lr=0.1), store=tmp_path)
     assert result.record["status"] == "finished"
     assert float(found[0].u.detach().abs().max()) > 1e-6

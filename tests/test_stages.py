@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from noisysam.training.loop import Training
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -15,7 +16,6 @@ from noisysam.core.errors import UserError
 from noisysam.core.task import Task
 from noisysam.methods import METHODS, Method, Stage, StageContext
 from noisysam.runs.config import RunConfig
-from noisysam.training.loop import Training
 
 Configure = Callable[..., RunConfig]
 

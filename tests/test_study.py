@@ -313,7 +313,7 @@ def test_a_kept_plan_is_read_without_its_data(write: Callable[..., Path], tmp_pa
     plans.save(path, cells, tmp_path)
     kept = plans.load(tmp_path, "one")
     assert [(c.key, c.row, c.label) for c in kept] == [(c.key, c.row, c.label) for c in cells]
-    assert [c.config.optimizer_options() for c in kept] == [c.config.optimizer_options() for c in cells]
+    assert [c.config.recipe().optimizer_options for c in kept] == [c.config.recipe().optimizer_options for c in cells]
     for name in ("cpu-small", "precision-fp32"):  # plans of earlier versions
         assert keys(plans.load(REPORTS / name / "records", name))
 

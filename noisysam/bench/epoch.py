@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from noisysam.bench.measure import BATCH, Findings, Row, Settings, median, ratio, seconds
-from noisysam.bench.runs import dataset, part_of, training
+from noisysam.bench.runs import dataset, part_of
 from noisysam.methods import Stage
 from noisysam.runs.config import validate
+from noisysam.runs.problem import prepare
+from noisysam.runs.record import RunFolder
 from noisysam.tracking.client import open_store
 from noisysam.tracking.tracker import Tracker
 from noisysam.training import checkpoint
-from noisysam.training.loop import Training
+from noisysam.training.run import Run
 
 IMAGES, EPOCHS = 10_000, 200
 ROUNDS = 5
@@ -32,8 +34,11 @@ def measure(settings: Settings) -> Findings:
     config = validate({**values, "compile": "off" if settings.quick else "auto"})
     found: dict[str, list[float]] = {name: [] for name in PARTS}
     with tempfile.TemporaryDirectory() as folder:
-        run = training(config, data, Path(folder) / "runs")
-        run._write("running")
+        problem = prepare(config, data)
+        record = RunFolder(Path(folder) / "runs", config.key(problem.digests))
+        run = Run(config, problem, problem.digests, record)
+        run.folder.write(run.record)
+        run.trainer.begin_stage(0, Stage())
         uri = f"sqlite:///{folder}/mlflow.db"
         open_store(uri, "bench")
         tracker = Tracker(run.folder, uri, "bench")
@@ -57,19 +62,20 @@ def measure(settings: Settings) -> Findings:
     return Findings({"An epoch": rows}, {**facts, "threads": 1, "compiled": "yes" if run.resolved["compile"] else "no"})
 
 
-def one(run: Training, tracker: Tracker, epoch: int) -> dict[str, float]:
+def one(run: Run, tracker: Tracker, epoch: int) -> dict[str, float]:
     """Seconds of each part of an epoch."""
+    trainer, device = run.trainer, run.trainer.device
     line: dict[str, Any] = {"stage": 0, "epoch": epoch, "time": time.time()}
 
     def train() -> None:
-        line.update(run._train(epoch, Stage()))
+        line.update(trainer.train_epoch(epoch))
 
     def evaluate() -> None:
-        line.update(run.evaluator.measure(run._evaluated()))
+        line.update(trainer.measure())
 
-    spent = [seconds(train, run.device), seconds(evaluate, run.device)]
+    spent = [seconds(train, device), seconds(evaluate, device)]
     run.lines.append(line)
     spent.append(seconds(lambda: run.folder.write_epochs(run.lines)))
-    spent.append(seconds(lambda: checkpoint.save(run.folder.path, run._state(epoch)), run.device))
+    spent.append(seconds(lambda: checkpoint.save(run.folder.path, run.state(epoch)), device))
     spent.append(seconds(tracker.sync))
     return dict(zip(PARTS, spent, strict=True))

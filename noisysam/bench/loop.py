@@ -8,12 +8,10 @@ and 4 processes share it. Loops run in processes of their own, started and compi
 import contextlib
 import math
 import multiprocessing
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +29,7 @@ from noisysam.bench.measure import (
     rounded,
     seconds,
 )
-from noisysam.bench.runs import dataset, part_of, training
+from noisysam.bench.runs import dataset, part_of, trainer
 from noisysam.core.errors import RunFailed, UserError
 from noisysam.methods import Stage
 from noisysam.runs.config import validate
@@ -239,9 +237,9 @@ def our_loop(case: Case, settings: Settings) -> Iterator[Start]:
     values = {"model": case.model, "width": case.width, "opt": case.opt, "batch": case.batch, "epochs": EPOCHS}
     values |= {"sam_m": "batch"} if case.opt == "sam" else {}
     config = validate({**values, "val_fraction": 0.0, "compile": "off" if settings.quick else "auto"})
-    with tempfile.TemporaryDirectory() as folder, devices.settings(1, deterministic=False):
+    with devices.settings(1, deterministic=False):
         begin = time.perf_counter()
-        run = training(config, part_of(whole, len(whole.train_labels), 100), Path(folder))
+        run = trainer(config, part_of(whole, len(whole.train_labels), 100))
         index = torch.arange(len(run.loader), device=run.device)
         epoch = 0
 
@@ -249,7 +247,8 @@ def our_loop(case: Case, settings: Settings) -> Iterator[Start]:
             nonlocal epoch
             while steps:
                 now = min(steps, len(index) // case.batch)
-                run._train(epoch % EPOCHS, Stage(subset=index[: now * case.batch]))
+                run.stage = Stage(subset=index[: now * case.batch])
+                run.train_epoch(epoch % EPOCHS)
                 epoch, steps = epoch + 1, steps - now
 
         loop(2)

@@ -4,17 +4,15 @@ Each method goes through its trainings, an epoch each, and is measured in the la
 200. A real training on a few images: the data are small, the epoch is whole.
 """
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from noisysam.bench.measure import BATCH, Findings, Row, Settings, interleaved, median, ratio, seconds
-from noisysam.bench.runs import dataset, part_of, training
+from noisysam.bench.runs import dataset, part_of, trainer
 from noisysam.data.datasets import Dataset
-from noisysam.methods import METHODS, Stage, StageContext
+from noisysam.methods import METHODS, StageContext
 from noisysam.runs.config import RunConfig, validate
-from noisysam.training.loop import Training
 from noisysam.training.progress import note
+from noisysam.training.trainer import Trainer
 
 EPOCHS, LATE = 200, 150
 STEPS = 10  # of a plain epoch
@@ -37,13 +35,12 @@ def measure(settings: Settings) -> Findings:
         "compile": "off",
         "val_fraction": validation / (images + validation),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        begun = {}
-        for name in names:
-            note(f"  {name}")
-            begun[name] = walked(validate({"method": name, **common}), data, Path(folder))
-        epochs = {name: Late(run, stage) for name, (run, stage, _) in begun.items()}
-        found = interleaved(epochs, settings.times(ROUNDS))
+    begun = {}
+    for name in names:
+        note(f"  {name}")
+        begun[name] = walked(validate({"method": name, **common}), data)
+    epochs = {name: Late(run) for name, (run, _) in begun.items()}
+    found = interleaved(epochs, settings.times(ROUNDS))
     rows: list[Row] = [
         {
             "method": f"`{name}`",
@@ -51,8 +48,8 @@ def measure(settings: Settings) -> Findings:
             "seconds": median(found[name]),
             "forwards": epochs[name].line["forward_samples"] / images,
             "backwards": epochs[name].line["gradient_samples"] / images,
-            "trainings": len(begun[name][2]),
-            "epochs in all, of 200": sum(begun[name][2]),
+            "trainings": len(begun[name][1]),
+            "epochs in all, of 200": sum(begun[name][1]),
         }
         for name in names
     ]
@@ -67,28 +64,27 @@ def measure(settings: Settings) -> Findings:
     return Findings({"Epoch over cross-entropy's": rows}, facts)
 
 
-def walked(config: RunConfig, data: Dataset, folder: Path) -> tuple[Training, Stage, list[int]]:
-    """A run in its last training, after a short epoch of each; that stage, and the epochs that each would take."""
-    run = training(config, data, folder, begun=False)
-    lengths = []
-    for number, stage in enumerate(run.method.stages(StageContext(run.predict))):
-        run.stage, last = number, stage
-        run._begin(stage)
-        run._epoch(0, stage)
+def walked(config: RunConfig, data: Dataset) -> tuple[Trainer, list[int]]:
+    """A run in its last training, after a short epoch of each; the epochs that each training would take."""
+    run, lengths = trainer(config, data, begun=False), []
+    context = StageContext(lambda which: run.evaluator.reported(run.reported))
+    for number, stage in enumerate(run.method.stages(context)):
+        run.begin_stage(number, stage)
+        run.train_epoch(0)
         lengths.append(run.settings.epochs)
-    return run, last, lengths
+    return run, lengths
 
 
 class Late:
     """An epoch past every warm-up, again and again; its time. ``line``: what the last one says of itself."""
 
-    def __init__(self, run: Training, stage: Stage) -> None:
-        self.run, self.stage = run, stage
+    def __init__(self, run: Trainer) -> None:
+        self.run = run
         self.train()
 
     def train(self) -> None:
         """The epoch."""
-        self.line: dict[str, Any] = self.run._train(LATE, self.stage)
+        self.line: dict[str, Any] = self.run.train_epoch(LATE)
 
     def __call__(self) -> float:
         """Seconds of the epoch."""

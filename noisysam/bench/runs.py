@@ -1,7 +1,5 @@
 """What the parts of the benchmark train on: data, and runs of ours that are begun and not finished."""
 
-from pathlib import Path
-
 import torch
 
 from noisysam.bench.measure import Settings
@@ -10,8 +8,8 @@ from noisysam.data.datasets import CIFAR10_CLASSES, Dataset
 from noisysam.methods import Stage
 from noisysam.runs.config import RunConfig
 from noisysam.runs.problem import load_dataset, prepare
-from noisysam.runs.record import RunFolder
-from noisysam.training.loop import Training
+from noisysam.training import devices
+from noisysam.training.trainer import Trainer
 
 
 def dataset(settings: Settings) -> Dataset:
@@ -44,11 +42,10 @@ def part_of(whole: Dataset, train: int, test: int) -> Dataset:
     return Dataset(whole.name, *arrays, whole.class_names, pad=whole.pad, flip=whole.flip)
 
 
-def training(config: RunConfig, data: Dataset, store: Path, begun: bool = True) -> Training:
-    """A run of ours on ``data``; unless told otherwise its first stage has begun."""
+def trainer(config: RunConfig, data: Dataset, begun: bool = True) -> Trainer:
+    """A trainer on ``data``, unless told otherwise with its first stage begun."""
     problem = prepare(config, data)
-    run = Training(config, problem, problem.digests, RunFolder(store, "bench"))
+    made = Trainer(config, problem, devices.resolve(config, config.epochs * len(problem.train)))
     if begun:
-        run.stage = 0
-        run._begin(Stage())
-    return run
+        made.begin_stage(0, Stage())
+    return made

@@ -44,7 +44,10 @@ from noisysam.methods import (  # noqa: F401  (they register)
 )
 from noisysam.methods.base import METHODS, Method, Options, RunInfo, Stage, StageContext, parse, validated
 
-__all__ = ["METHODS", "Method", "Options", "RunInfo", "Stage", "StageContext", "compose", "options"]
+__all__ = [
+    "METHODS", "Method", "Options", "RunInfo", "Stage", "StageContext", "compose", "noise_facts", "options", "parse",
+    "without_stages",
+]  # fmt: skip
 
 
 @cache
@@ -90,3 +93,8 @@ def options(name: str, given: Mapping[str, Any]) -> BaseModel:
 def noise_facts(name: str, chosen: Any) -> tuple[str, ...]:
     """The noise facts that a method is given under these options."""
     return tuple(fact for part in parse(name) for fact in METHODS[part].noise_facts(chosen))
+
+
+def without_stages(name: str) -> str:
+    """The parts of a method that act within a stage, without those that define the stages; 'ce' where none is left."""
+    return ",".join(part for part in parse(name) if METHODS[part].stages is Method.stages) or "ce"

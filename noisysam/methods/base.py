@@ -87,7 +87,9 @@ class Stage:
     ``subset``: places in the training set, None for all; ``start``: 'scratch' or 'continue'; ``fresh``: how many of the
     network's last blocks a continued stage draws anew; ``trainable``: how many are trained, None for all of the network
     (its blocks, the head last, are those of ``named_blocks``); ``settings``: fields of the run's configuration that
-    this stage changes (epochs, lr, opt, ...; another optimizer has its default options)."""
+    this stage changes (epochs, lr, opt, ...; another optimizer has its default options); ``reusable``: whether the
+    stage is a run by itself, by the method's other parts, of which only the predicted classes are used: a finished run
+    then takes its place."""
 
     labels: Tensor | None = None
     subset: Tensor | None = None
@@ -95,6 +97,7 @@ class Stage:
     fresh: int = 0
     trainable: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    reusable: bool = False
 
 
 @dataclass(frozen=True)

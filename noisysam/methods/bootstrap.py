@@ -29,5 +29,5 @@ class Bootstrap(Method):
     Options = BootstrapOptions
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
-        yield Stage()
+        yield Stage(reusable=True)
         yield Stage(labels=context.predict(self.options.teacher).argmax(1))

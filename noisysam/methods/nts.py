@@ -25,5 +25,6 @@ class NTS(Bootstrap):
     Options = NTSOptions
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
-        yield Stage(settings={"eval_every": 1})  # any epoch may be the teacher, however seldom the run is evaluated
+        # any epoch may be the teacher, however seldom the run is evaluated
+        yield Stage(settings={"eval_every": 1}, reusable=True)
         yield Stage(labels=context.predict(self.options.teacher).argmax(1))

@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from noisysam import methods, models
+from noisysam import methods
 from noisysam.core.environment import environment
 from noisysam.core.errors import UserError
 from noisysam.core.files import atomic, file_digest, read_json, write_json
@@ -34,6 +34,7 @@ from noisysam.runs.problem import Problem, prepare
 from noisysam.runs.record import PROBE_SCHEMA, RunFolder, find_run
 from noisysam.training import devices, metrics
 from noisysam.training.evaluator import Evaluator
+from noisysam.training.weights import read_networks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +100,7 @@ class Subject:
         if (stage, epoch) not in self.snapshots():
             raise UserError(f"run {self.folder.key} keeps no weights of stage {stage}, epoch {epoch}: see --snapshots")
         path = self.folder.path / "snapshots" / f"{stage}-{epoch}.safetensors"
-        return _networks(path, self.config, self.problem, self.device)
+        return read_networks(path, self.config, self.problem, self.device)
 
     def part(self, name: Part, limit: int | None) -> tuple[Tensor, Tensor]:
         """Plain inputs (n, C, H, W) and labels (n,), on the device.
@@ -162,7 +163,7 @@ def load(
         device=where,
         seed=config.seed,
     )
-    modules = _networks(folder.path / "weights.safetensors", config, problem, where)
+    modules = read_networks(folder.path / "weights.safetensors", config, problem, where)
     method = _method(config, problem, loader, modules)
     return Subject(folder, record, config, problem, loader, where, method, modules)
 
@@ -278,26 +279,6 @@ def _config(record: Mapping[str, Any], data_dir: Path | None, plugin: Path | Non
     if record["config"].get("plugin") and plugin is None:
         raise UserError(f"run {record['key']} was trained with {record['config']['plugin']}: give it with --plugin")
     return validate(values, f"run {record['key']}: ")
-
-
-def _networks(path: Path, config: RunConfig, problem: Problem, device: torch.device) -> list[nn.Module]:
-    """The networks in a file that ``RunFolder.write_weights`` wrote."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    dataset = problem.dataset
-    try:
-        weights = load_file(path)
-        modules: list[nn.Module] = []
-        for k in sorted({int(name.partition(".")[0]) for name in weights}):
-            channels = dataset.train_images.shape[3]
-            module = models.build(config.model, dataset.classes, channels, width=config.width, norm=config.norm)
-            own = {name.partition(".")[2]: value for name, value in weights.items() if name.startswith(f"{k}.")}
-            module.load_state_dict(own)
-            modules.append(module.to(device).to(memory_format=torch.channels_last).eval())
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path}: not the weights of this run's networks ({str(error).splitlines()[0]})") from None
-    return modules
 
 
 def _method(config: RunConfig, problem: Problem, loader: Loader, modules: list[nn.Module]) -> Method:

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,6 +13,9 @@ from noisysam.core import plugins
 from noisysam.core.errors import UserError
 from noisysam.core.validation import explain
 from noisysam.runs.presets import PRESETS
+
+if TYPE_CHECKING:  # torch, which it needs, takes a second to import
+    from noisysam.runs.recipe import Recipe
 
 SCHEMA = 1  # of the configuration and of its key: raised whenever a default changes
 
@@ -138,24 +141,16 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         """Make the noise seed explicit; check what needs the registries, and what fields say together."""
-        from noisysam import methods, models, optim
-        from noisysam.noise.base import NOISE
-
         if self.noise_seed == -1:
             object.__setattr__(self, "noise_seed", self.seed)  # frozen for everybody else
-        kind = self.noise_type.partition(":")[0]
-        NOISE[kind]
-        if kind in ("human", "file") and self.noise:
-            raise ValueError(f"noise type {kind} brings its own rate: leave --noise out")
-        models.MODELS[self.model]
-        options = methods.options(self.method, self.method_option)
-        if getattr(options, "teacher", None) == "selected" and not self.val_fraction:
+        recipe = self.recipe()
+        method, needs = recipe.method, recipe.optimizer.needs
+        if recipe.noise.brings_labels and self.noise:
+            raise ValueError(f"noise type {recipe.noise.name} brings its own rate: leave --noise out")
+        if getattr(recipe.method_options, "teacher", None) == "selected" and not self.val_fraction:
             raise ValueError("teacher=selected needs a validation split: give --val-fraction")
-        if self.label_smoothing and not methods.compose(self.method).smooths:
+        if self.label_smoothing and not method.smooths:
             raise ValueError(f"method {self.method} does not use label smoothing")
-        self.optimizer_options()
-        needs = optim.OPTIMIZERS[self.opt].needs
-        method = methods.compose(self.method)
         if "index" in needs and method.index_free:
             raise ValueError(
                 f"optimizer {self.opt} goes by each row's place in the training set: {self.method} mixes rows"
@@ -181,18 +176,25 @@ class RunConfig(BaseModel):
             return 0.05 if self.noise >= 0.8 else 0.1
         return self.rho
 
-    def optimizer_options(self) -> Any:
-        """The checked options of the optimizer, flags and --opt-option together."""
-        from noisysam import optim
+    def recipe(self) -> "Recipe":
+        """The components that the names stand for, with their checked options. To be resolved once and passed on."""
+        from noisysam.runs.recipe import Recipe
 
-        return optim.options(self.opt, self.opt_option, self.rho_value, self.sam_m, self.ascent_steps)
+        return Recipe.resolve(
+            method=self.method,
+            method_option=self.method_option,
+            opt=self.opt,
+            opt_option=self.opt_option,
+            rho=self.rho_value,
+            sam_m=self.sam_m,
+            ascent_steps=self.ascent_steps,
+            model=self.model,
+            noise_type=self.noise_type,
+        )
 
     def oracle(self) -> list[str]:
         """What in this configuration depends on the noise facts of this run or on clean labels; empty: blind."""
-        from noisysam import methods
-
-        options = methods.options(self.method, self.method_option)
-        reasons = [f"method {self.method} knows the noise {fact}" for fact in methods.noise_facts(self.method, options)]
+        reasons = [f"method {self.method} knows the noise {fact}" for fact in self.recipe().noise_facts]
         if self.rho == "paper":
             reasons.append("rho was chosen per noise rate on clean data (arXiv 2010.01412, C.1)")
         if self.preset == "published":
@@ -202,9 +204,7 @@ class RunConfig(BaseModel):
     def keyed(self) -> dict[str, Any]:
         """The fields that change the result and differ from their defaults. Of a file, its digest is in the key, not
         its place; options are as they were understood, not as they were written."""
-        from noisysam import methods
-        from noisysam.methods.base import parse
-
+        recipe = self.recipe()
         unkeyed = {n for n, f in type(self).model_fields.items() if any(isinstance(m, Unkeyed) for m in f.metadata)}
         full = self.model_dump(mode="json", exclude=unkeyed)
         for name in ("dataset", "noise_type"):
@@ -213,10 +213,9 @@ class RunConfig(BaseModel):
         full["plugin"] = None if self.plugin is None else plugins.load(self.plugin)
         if self.preset == "published":  # a run that its preset made oracle is not the blind one with the same options
             full["preset"] = self.preset
-        full["method"] = ",".join(parse(self.method))
-        chosen = methods.options(self.method, self.method_option)
-        full["method_option"] = chosen.model_dump(mode="json", exclude_defaults=True)
-        full["opt_option"] = self.optimizer_options().model_dump(mode="json", exclude_defaults=True)
+        full["method"] = ",".join(part.name for part in recipe.parts)
+        full["method_option"] = recipe.method_options.model_dump(mode="json", exclude_defaults=True)
+        full["opt_option"] = recipe.optimizer_options.model_dump(mode="json", exclude_defaults=True)
         full |= {
             "rho": "paper" if self.rho == "paper" else None,
             "sam_m": None,
@@ -225,25 +224,12 @@ class RunConfig(BaseModel):
         defaults = {n: f.default for n, f in type(self).model_fields.items()}
         return {name: value for name, value in full.items() if value != defaults[name]}
 
-    def revisions(self) -> dict[str, int]:
-        """The revision of each component that the run uses."""
-        from noisysam import methods, models, optim
-        from noisysam.methods.base import parse
-        from noisysam.noise.base import NOISE
-
-        parts: dict[str, Any] = {f"method {n}": methods.METHODS[n] for n in parse(self.method)}
-        parts[f"optimizer {self.opt}"] = optim.OPTIMIZERS[self.opt]
-        parts[f"model {self.model}"] = models.MODELS[self.model]
-        kind = self.noise_type.partition(":")[0]
-        parts[f"noise {kind}"] = NOISE[kind]
-        return {name: part.revision for name, part in parts.items()}
-
     def key(self, digests: Mapping[str, str]) -> str:
         """16 hex digits that name the run: schema, keyed fields, revisions, digests of the data and of the labels."""
         content = {
             "schema": SCHEMA,
             "config": self.keyed(),
-            "revisions": self.revisions(),
+            "revisions": self.recipe().revisions,
             "digests": dict(digests),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noisysam import methods, optim
 from noisysam.runs.config import RunConfig
 from noisysam.runs.record import RECORD_SCHEMA, RunFolder
 from noisysam.studies.plan import Cell
@@ -85,8 +84,9 @@ IMAGES = 50_000  # of a training set, for the estimate alone
 
 def relative_cost(config: RunConfig) -> float:
     """About how many forwards of one image a run takes (a backward counts as two): for orders and shares only."""
-    forwards, backwards = optim.OPTIMIZERS[config.opt].cost(config.optimizer_options())
-    networks = methods.compose(config.method).networks
+    recipe = config.recipe()
+    forwards, backwards = recipe.optimizer.cost(recipe.optimizer_options)
+    networks = recipe.method.networks
     return config.epochs * (config.train_subset or IMAGES) * networks * (forwards + 2 * backwards)
 
 

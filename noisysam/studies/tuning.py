@@ -17,7 +17,6 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 
-from noisysam import methods, optim
 from noisysam.core.errors import UserError
 from noisysam.runs.config import RunConfig, validate
 from noisysam.runs.record import RunFolder
@@ -73,10 +72,11 @@ class Range:
     def get(self, config: RunConfig) -> float | None:
         """The value that a configuration has, within the range; None where it has none or another."""
         name, _, option = self.field.partition(".")
-        options: Any = methods.options(config.method, config.method_option)
+        recipe = config.recipe()
         value = getattr(config, name, None) if not option else None
         if option or value is None or isinstance(value, str):
-            value = getattr(options if name == "method_option" else config.optimizer_options(), option or name, None)
+            chosen = recipe.method_options if name == "method_option" else recipe.optimizer_options
+            value = getattr(chosen, option or name, None)
         inside = isinstance(value, int | float) and self.low <= value <= self.high
         return value if inside else None
 
@@ -85,8 +85,9 @@ class Range:
         name, _, option = self.field.partition(".")
         model: Any = RunConfig
         if option:
-            model = methods.compose(config.method).Options if name == "method_option" else None
-            model = optim.OPTIMIZERS[config.opt].Options if name == "opt_option" else model
+            recipe = config.recipe()
+            owner = {"method_option": recipe.method, "opt_option": recipe.optimizer}.get(name)
+            model = getattr(owner, "Options", None)
         field = getattr(model, "model_fields", {}).get(option or name)
         kinds = set() if field is None else _kinds(field.annotation)
         if not kinds & {int, float}:

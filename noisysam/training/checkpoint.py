@@ -33,24 +33,29 @@ def save(folder: Path, state: dict[str, Any]) -> None:
             (folder / CURRENT).replace(folder / PREVIOUS)
 
 
-def load(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest sound checkpoint, None where there is none; a damaged one is passed over with a warning. ``UserError``
-    for one that another version of this package wrote."""
+def load(folder: Path, device: torch.device, key: str) -> dict[str, Any] | None:
+    """The newest sound checkpoint of run ``key``, None where there is none; what is damaged, or another run's, is
+    passed over with a warning. ``UserError`` for one that another version of this package wrote."""
     for name in (CURRENT, PREVIOUS):
         path = folder / name
         if not path.exists():
             continue
+        fault = f"{path} is damaged"
         content = path.read_bytes()
         if hashlib.sha256(content[DIGEST_BYTES:]).digest() == content[:DIGEST_BYTES]:
-            state: dict[str, Any] = torch.load(
-                io.BytesIO(content[DIGEST_BYTES:]), map_location=device, weights_only=True
-            )
-            if state.pop("format", 1) != FORMAT:
-                raise UserError(f"{path} is of another version of noisysam: resume with that, or delete {folder}")
-            return state
+            try:
+                state = torch.load(io.BytesIO(content[DIGEST_BYTES:]), map_location=device, weights_only=True)
+            except Exception:  # whatever torch raises for bytes that are no archive of its own
+                state = None
+            if isinstance(state, dict):
+                if state.pop("format", 1) != FORMAT:
+                    raise UserError(f"{path} is of another version of noisysam: resume with that, or delete {folder}")
+                if state.get("key") == key:
+                    return state
+                fault = f"{path} is a checkpoint of run {state.get('key')}, not of {key}"
         spare = name == CURRENT and (folder / PREVIOUS).exists()
         then = "falling back to the checkpoint before it" if spare else "starting over"
-        warnings.warn(f"{path} is damaged: {then}", stacklevel=2)
+        warnings.warn(f"{fault}: {then}", stacklevel=2)
     return None
 
 

@@ -67,7 +67,7 @@ def resolve_precision(config: RunConfig, device: torch.device) -> str:
     """bf16 where it is native and the perturbation is large enough to survive it; else fp32."""
     if config.precision != "auto":
         return config.precision
-    options = config.optimizer_options()
+    options = config.recipe().optimizer_options
     small = isinstance(options, optim.Radius) and 0 < options.rho < SMALLEST_BF16_RADIUS
     return "bf16" if native_bf16(device) and not small else "fp32"
 

@@ -252,7 +252,7 @@ class ProcessGroup:
 def _check_division(config: RunConfig, size: int) -> None:
     if config.batch % size:
         raise UserError(f"--batch {config.batch} cannot be divided among {size} processes: give a multiple")
-    rows, chosen = config.batch // size, config.optimizer_options()
+    rows, chosen = config.batch // size, config.recipe().optimizer_options
     m: int | str = getattr(chosen, "m", "batch")
     if config.sync_perturbation:
         if not hasattr(chosen, "rho") or "rows" in optim.OPTIMIZERS[config.opt].needs:

@@ -16,8 +16,9 @@ from noisysam.runs.problem import prepare
 from noisysam.runs.record import RunFolder
 from noisysam.training import checkpoint, devices
 from noisysam.training.distributed import ProcessGroup
-from noisysam.training.loop import Factory, ProgressCallback, SupportsSync, Training
 from noisysam.training.result import Result
+from noisysam.training.run import Run, SupportsSync
+from noisysam.training.trainer import Factory, ProgressCallback
 
 
 def fit(
@@ -64,9 +65,9 @@ def fit(
             if tracker is not None:
                 tracker(folder).sync(final=True)
             return Result(folder.key, folder.path, record)
-        training = Training(config, problem, digests, folder, network, tracker, progress, processes)
-        with devices.settings(training.resolved["threads"], config.deterministic):
-            return training.fit()
+        run = Run(config, problem, digests, folder, network, tracker, progress, processes)
+        with devices.settings(run.resolved["threads"], config.deterministic):
+            return run.fit()
 
 
 def _network_digest(module: nn.Module) -> str:

@@ -11,7 +11,6 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from noisysam import optim
 from noisysam.runs.config import RunConfig
 
 TIMED_STEPS = (3, 13)  # between these, a step is timed for the forecast
@@ -85,7 +84,8 @@ class Display:
 
     def _short(self, rate: float) -> str:
         """Flags that make this run a matter of three minutes on this machine; evaluation included."""
-        gradients = optim.OPTIMIZERS[self.config.opt].cost(self.config.optimizer_options())[1]
+        recipe = self.config.recipe()
+        gradients = recipe.optimizer.cost(recipe.optimizer_options)[1]
         forward = 3 * gradients * rate  # a forward is about a third of a gradient
         left = SHORT_RUN - SHORT_EPOCHS * TEST_IMAGES / forward
         images = int(left * rate / SHORT_EPOCHS / 500) * 500
