@@ -90,7 +90,8 @@ def diagnosis(data_dir: Path | None) -> dict[str, Any]:
         "device": f"{device} ({devices.device_name(device)})",
         "cores": devices.cores(),
         "threads": torch.get_num_threads(),
-        "native bf16": devices.native_bf16(device),
+        "precision auto": devices.precision_reason(device),
+        "compile auto": devices.compile_reason(device),
         "data folder": str(folder),
         "data found": ", ".join(present) or "none (digits needs no file)",
     }
