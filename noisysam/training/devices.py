@@ -18,8 +18,8 @@ from noisysam.core.environment import instruction_set
 from noisysam.core.errors import UserError
 from noisysam.runs.config import RunConfig
 
-# Instruction sets whose bfloat16 beats float32 in a training step of ResNet-32 on one thread: AMX about 3 times, AVX-512
-# BF16 1.7 times (measured); ARM's by its flag, unmeasured.
+# Instruction sets whose bfloat16 beats float32 in a training step of ResNet-32 on one thread: AMX about 3 times,
+# AVX-512 BF16 1.7 times (measured); ARM's by its flag, unmeasured.
 BF16_SETS = ("amx_bf16", "avx512_bf16", "bf16")
 SMALLEST_BF16_RADIUS = 0.05  # below, bfloat16 rounds away much of the difference that the perturbation makes
 
