@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from noisysam.core.errors import UserError
 from noisysam.optim.asam import ASAM
-from noisysam.optim.base import NEEDS, OPTIMIZERS, Options, Radius, SharpnessAware
+from noisysam.optim.base import NEEDS, OPTIMIZERS, Options, Passes, Radius, SharpnessAware, update_statistics_once
 from noisysam.optim.cr_sam import CRSAM
 from noisysam.optim.esam import ESAM, ESAMInverse
 from noisysam.optim.extrap_sgd import ExtrapSGD
@@ -37,8 +37,8 @@ from noisysam.optim.wsam import WSAM
 __all__ = [
     "ASAM", "CRSAM", "ESAM", "FSAM", "GCSAM", "GSAM", "JSAM", "LSAM", "MESA", "MSAM", "NCSAM", "NEEDS", "OPTIMIZERS",
     "SAF", "SAM", "SAMON", "SAMSGA", "SANER", "SGD", "SSAMF", "WSAM", "AdamW", "DetSAM", "ESAMInverse", "ExtrapSGD",
-    "FrobSAM", "LookSAM", "Lookbehind", "Options", "Radius", "RegSGD", "SAMRandom", "SharpnessAware", "StableSAM",
-    "TraceSAM", "Universal", "VaSSO", "options",
+    "FrobSAM", "LookSAM", "Lookbehind", "Options", "Passes", "Radius", "RegSGD", "SAMRandom", "SharpnessAware",
+    "StableSAM", "TraceSAM", "Universal", "VaSSO", "options", "update_statistics_once",
 ]  # fmt: skip
 
 
