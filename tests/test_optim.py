@@ -766,7 +766,9 @@ def test_radius_of_each_group() -> None:
 
 def test_options_of_a_group_are_checked() -> None:
     a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    with pytest.raises(ValueError, match="rho"):
+    with pytest.raises(UserError, match="optimizer sam: option rho"):
+        optim.SAM([a], rho=-1.0)
+    with pytest.raises(UserError, match="optimizer sam: option rho"):
         optim.SAM([{"params": [a], "rho": -1.0}])
     optimizer = optim.SAM([{"params": [a]}, {"params": [b], "ascent_steps": 2}])
     with pytest.raises(UserError, match="option ascent_steps must be the same in all param groups"):

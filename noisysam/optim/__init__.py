@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from noisysam.core.errors import UserError
 from noisysam.optim.asam import ASAM
 from noisysam.optim.base import NEEDS, OPTIMIZERS, Options, Passes, Radius, SharpnessAware, update_statistics_once
@@ -49,9 +47,7 @@ def options(
     m: int | str | None = None,
     ascent_steps: int | None = None,
 ) -> Options:
-    """The checked options of optimizer ``name``; ``UserError`` names the option that does not fit."""
-    from noisysam.core.validation import explain
-
+    """The validated options of optimizer ``name``; ``UserError`` names the option that is wrong."""
     member = OPTIMIZERS[name]
     values = dict(given)
     flags = (("--rho", "rho", rho), ("--sam-m", "m", m), ("--ascent-steps", "ascent_steps", ascent_steps))
@@ -63,7 +59,4 @@ def options(
         if key in values:
             raise UserError(f"{flag} and option {key} of optimizer {name} are both given: leave one out")
         values[key] = value
-    try:
-        return member.Options(**values)
-    except ValidationError as error:
-        raise UserError(f"optimizer {name}: " + explain(error, prefix="option ")) from None
+    return member.checked(values)

@@ -1,17 +1,18 @@
 """The base class of every optimizer, and what the members of the SAM family share."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from noisysam.core.errors import UserError
 from noisysam.core.objective import Closure, Objective
 from noisysam.core.registry import Registry
 from noisysam.core.task import Average, Rows
+from noisysam.core.validation import explain
 
 OPTIMIZERS: Registry[type["SharpnessAware"]] = Registry("optimizer")
 
@@ -91,6 +92,14 @@ class SharpnessAware(torch.optim.Optimizer):
     per_group: ClassVar[tuple[str, ...]] = ("rho",)  # options that may differ between param groups
     begins_at_w: bool = True  # whether the first evaluation is of given rows at the unperturbed weights
 
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Options:
+        """Validated options; ``UserError`` names the one that is wrong."""
+        try:
+            return cls.Options(**values)
+        except ValidationError as error:
+            raise UserError(f"optimizer {cls.name}: " + explain(error, prefix="option ")) from None
+
     def __init__(
         self,
         params: Any,
@@ -115,7 +124,7 @@ class SharpnessAware(torch.optim.Optimizer):
         ``Options``.
         """
         self.given = frozenset(options)
-        chosen = self.Options(**options)
+        chosen = self.checked(options)
         self.l2 = weight_decay if l2 == "loss" else 0.0
         decay = 0.0 if l2 == "loss" else weight_decay
         params = list(params)
@@ -278,8 +287,7 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, as in torch. Its options are validated; those not given have their defaults."""
-        given = {name: param_group[name] for name in self.Options.model_fields if name in param_group}
-        self.Options(**given)
+        self.checked({name: param_group[name] for name in self.Options.model_fields if name in param_group})
         super().add_param_group(param_group)
         if hasattr(self, "seen"):
             self.follow_parameters()

@@ -1,4 +1,4 @@
-"""SGD with the regularisers that explain a part of SAM's robustness."""
+"""SGD with the regularizers that explain part of SAM's robustness."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""SAM-SGA: SAM for one player, stochastic gradient ascent for the other."""
+"""SAM-SGA: minimization by SAM, maximization by stochastic gradient ascent."""
 
 from collections.abc import Callable
 

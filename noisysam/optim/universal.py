@@ -1,4 +1,4 @@
-"""The universal class: any function of the Hessian's values under a random draw, by differences of the loss."""
+"""The universal class of sharpness: functions of t'Ht at random draws t, from differences of the loss."""
 
 from typing import Any, ClassVar, Literal, Self
 

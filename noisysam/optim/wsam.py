@@ -31,7 +31,7 @@ class WSAM(SharpnessAware):
 
     Options = WSAMOptions
     options: WSAMOptions
-    copies = 5
+    copies = 3.5
     null = {"rho": 0.0, "m": "batch"}
     per_group = ("rho", "gamma")
 
