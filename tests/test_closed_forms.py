@@ -447,7 +447,7 @@ def test_sam_sga_converges_to_the_saddle(simultaneous: bool) -> None:
     """Exactly without a radius; with one, up to steps of lr rho |P|, which a radius that falls takes away."""
     plain, fixed, falling = (Saddle(rho, simultaneous) for rho in (0.0, 0.2, 0.2))
     for step in range(250):
-        falling.student.options = falling.student.options.model_copy(update={"rho": 0.2 / (1 + step)})
+        falling.student.param_groups[0]["rho"] = 0.2 / (1 + step)
         for game in (plain, fixed, falling):
             game.step()
     largest = float(torch.linalg.matrix_norm(P, 2))

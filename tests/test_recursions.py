@@ -278,7 +278,7 @@ def vasso(c: Chunk) -> Arrays:
 
 
 def msam(c: Chunk) -> Arrays:
-    return c.grad(unit(c.v), c.o["rho"])
+    return c.grad(unit(c.v), -c.o["rho"])
 
 
 def ssam_f(c: Chunk) -> Arrays:

@@ -95,7 +95,8 @@ class Net:
     """A network with what an evaluation needs: its parameters, autocast, the batch-norm policy, counters.
 
     ``forward`` may be a compiled form of ``module``, or of it ``WithFeatures``: then ``features`` are those of the
-    last forward. Logits are float32 whatever the precision; ``forwards`` and ``backwards`` count rows.
+    last forward. Logits are float32 whatever the precision (float64 for float64 weights); ``forwards`` and
+    ``backwards`` count rows.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Net:
         self.params = [p for _, p in self.named]
 
     def logits(self, inputs: Tensor, grad: bool, weights: Sequence[Tensor] | None = None) -> Tensor:
-        """Float32 logits (n, K) of one forward, in an autocast of its own; (n, v, K) for rows of v views, whose inputs
+        """Logits (n, K) of one forward, in an autocast of its own; (n, v, K) for rows of v views, whose inputs
         have a dimension more; at other ``weights`` where given (then with
         ``grad`` the network is not the compiled one, and its graph may be used several times).
 
@@ -152,8 +153,13 @@ class Net:
                 found = functional_call(forward, dict(zip(names, weights, strict=True)), (inputs,))
             if isinstance(found, tuple):
                 found, features = found
-                self.features = features.float().unflatten(0, (-1, views)) if views else features.float()
-            return found.float().unflatten(0, (-1, views)) if views else found.float()
+                self.features = wide(features).unflatten(0, (-1, views)) if views else wide(features)
+            return wide(found).unflatten(0, (-1, views)) if views else wide(found)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32, or in float64 if it is that."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def last_blocks(module: nn.Module, count: int) -> list[nn.Module]:

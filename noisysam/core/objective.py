@@ -153,6 +153,7 @@ class Closure:
         self.closure, self.params, self.l2 = closure, params, 0.0
         self.rows: int | None = None
         self.first_loss: Any = None
+        self.used = [False] * len(params)  # whether an evaluation gave the parameter a gradient
 
     def evaluate(
         self, rows: Rows = None, params: Sequence[Tensor] | None = None, labels: Tensor | None = None
@@ -164,10 +165,13 @@ class Closure:
             loss = self.closure()
         if self.first_loss is None:
             self.first_loss = loss
+        self.used = [used or p.grad is not None for used, p in zip(self.used, self.params, strict=True)]
         params = self.params if params is None else params
         grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in params]
         if self.l2:
-            torch._foreach_add_(grads, [p.detach() for p in params], alpha=self.l2)
+            for p, g in zip(params, grads, strict=True):
+                if p.grad is not None:
+                    g.add_(p.detach(), alpha=self.l2)
         return torch.as_tensor(loss).detach() + half_square(self.params, self.l2), grads
 
     def grad(

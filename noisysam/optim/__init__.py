@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from noisysam.core.errors import UserError
 from noisysam.optim.asam import ASAM
-from noisysam.optim.base import NEEDS, OPTIMIZERS, Options, Radius, SharpnessAware
+from noisysam.optim.base import NEEDS, OPTIMIZERS, Options, Passes, Radius, SharpnessAware, update_statistics_once
 from noisysam.optim.cr_sam import CRSAM
 from noisysam.optim.esam import ESAM, ESAMInverse
 from noisysam.optim.extrap_sgd import ExtrapSGD
@@ -37,8 +35,8 @@ from noisysam.optim.wsam import WSAM
 __all__ = [
     "ASAM", "CRSAM", "ESAM", "FSAM", "GCSAM", "GSAM", "JSAM", "LSAM", "MESA", "MSAM", "NCSAM", "NEEDS", "OPTIMIZERS",
     "SAF", "SAM", "SAMON", "SAMSGA", "SANER", "SGD", "SSAMF", "WSAM", "AdamW", "DetSAM", "ESAMInverse", "ExtrapSGD",
-    "FrobSAM", "LookSAM", "Lookbehind", "Options", "Radius", "RegSGD", "SAMRandom", "SharpnessAware", "StableSAM",
-    "TraceSAM", "Universal", "VaSSO", "options",
+    "FrobSAM", "LookSAM", "Lookbehind", "Options", "Passes", "Radius", "RegSGD", "SAMRandom", "SharpnessAware",
+    "StableSAM", "TraceSAM", "Universal", "VaSSO", "options", "update_statistics_once",
 ]  # fmt: skip
 
 
@@ -49,9 +47,7 @@ def options(
     m: int | str | None = None,
     ascent_steps: int | None = None,
 ) -> Options:
-    """The checked options of optimizer ``name``; ``UserError`` names the option that does not fit."""
-    from noisysam.core.validation import explain
-
+    """The validated options of optimizer ``name``; ``UserError`` names the option that is wrong."""
     member = OPTIMIZERS[name]
     values = dict(given)
     flags = (("--rho", "rho", rho), ("--sam-m", "m", m), ("--ascent-steps", "ascent_steps", ascent_steps))
@@ -63,7 +59,4 @@ def options(
         if key in values:
             raise UserError(f"{flag} and option {key} of optimizer {name} are both given: leave one out")
         values[key] = value
-    try:
-        return member.Options(**values)
-    except ValidationError as error:
-        raise UserError(f"optimizer {name}: " + explain(error, prefix="option ")) from None
+    return member.checked(values)

@@ -1,7 +1,7 @@
 """Efficient SAM, and its inverse for noisy labels."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -9,24 +9,28 @@ from torch import Tensor
 
 from noisysam.core.objective import Objective
 from noisysam.core.task import Rows
-from noisysam.optim.base import OPTIMIZERS, Chunked, SharpnessAware
+from noisysam.optim.base import OPTIMIZERS, Chunked, Passes, SharpnessAware
 
 
 class ESAMOptions(Chunked):
     beta: float = Field(0.6, gt=0, le=1, description="share of the weights that is perturbed (ResNet-18: 0.6)")
     gamma: float = Field(0.5, gt=0, le=1, description="share of the rows kept for the second gradient (0.5)")
-    mask: Literal["weight", "tensor"] = Field("weight", description="what is drawn: each weight, or (released) tensors")
+    mask: Literal["weight", "tensor"] = Field(
+        "weight", description="what is drawn: single weights, or (released) tensors"
+    )
 
 
 @OPTIMIZERS.register("esam", source="arXiv 2110.03141, Algorithm 1")
 class ESAM(SharpnessAware):
-    """Efficient SAM: a random part of the weights is perturbed; the rows whose loss rises most give the gradient.
+    """Efficient SAM: a random subset of weights is perturbed; the rows whose loss rises most give the gradient.
 
-    Equation: e = (rho / beta) mask g / |g|, mask ~ Bernoulli(beta); g' = grad L(w + e) over the ceil(gamma n) rows of
-    largest l(w + e) - l(w).
+    Equation: e = (rho / beta) mask g / |g|, mask ~ Bernoulli(beta); g' = grad L(w + e) over the ceil(gamma n) rows
+    with the largest l(w + e) - l(w).
     Code: dydjw9/Efficient_SAM@1e06840 utils/Esam.py.
-    Deviation: the code drops the row at the cutoff, and (mask=tensor) leaves whole tensors out of the first gradient.
-    Checked: numpy recursion with the same draws.
+    Deviation: the code keeps int(gamma n) - 1 rows (the one at the cutoff is dropped) and draws whole tensors, which
+    it leaves out of the first gradient (mask=tensor), at the end of the step before; at least one is drawn here.
+    Checked: parity of mask=tensor at the same draws and number of rows, 1e-6 relative over 10 steps (2e-7 measured:
+    their 1e-7 in the denominator); numpy recursion, both masks.
     """
 
     Options = ESAMOptions
@@ -36,6 +40,10 @@ class ESAM(SharpnessAware):
     null = {"rho": 0.0, "m": "batch", "gamma": 1.0}
     needs = ("rows",)
 
+    @classmethod
+    def cost(cls, options: Any) -> Passes:
+        return Passes(2 + options.gamma, 1 + options.gamma)
+
     def gradient(self, objective: Objective, rows: Rows) -> list[Tensor]:
         o = self.options
         params = self._drawn() if o.mask == "tensor" else self.params
@@ -44,7 +52,7 @@ class ESAM(SharpnessAware):
         if o.mask == "weight" and o.beta < 1:
             draws = [torch.rand(d.shape, generator=self.generator, device=d.device) for d in direction]
             direction = [d * (u < o.beta) for d, u in zip(direction, draws, strict=True)]
-        with self.at(direction, o.rho / o.beta, params):
+        with self.at(direction, self.by_group(lambda group: group["rho"] / group["beta"], params), params):
             if o.gamma == 1:
                 return objective.grad(rows)
             _, after = objective.output(rows, grad=False)
@@ -54,22 +62,23 @@ class ESAM(SharpnessAware):
             return objective.grad(chosen + start)
 
     def _choose(self, rise: Tensor, before: Tensor) -> Tensor:
-        """Which rows give the gradient, from the rise of each one's loss."""
+        """The rows that give the gradient, chosen by the rise of their losses."""
         return rise.topk(math.ceil(self.options.gamma * len(rise))).indices
 
     def _drawn(self) -> list[Tensor]:
-        """A random part of the tensors, at least one."""
+        """A random subset of the tensors, at least one."""
         draws = torch.rand(len(self.params), generator=self.generator, device=self.params[0].device)
         keep = (draws < self.options.beta) | (draws == draws.min())
         return [p for p, k in zip(self.params, keep.tolist(), strict=True) if k]
 
 
-@OPTIMIZERS.register("esam-inverse", source="this project: ESAM's selection turned round, for wrong labels")
+@OPTIMIZERS.register("esam-inverse", source="this project: ESAM's selection reversed, for wrong labels")
 class ESAMInverse(ESAM):
-    """ESAM that keeps the rows whose loss rises least, since wrong labels are among those that rise most.
+    """ESAM that keeps the rows whose loss rises least, because wrong labels are among those that rise most.
 
-    Equation: as esam, over the ceil(gamma n) rows of least rise; rows of zero loss (which carry no weight) come last.
-    Checked: numpy recursion with the same draws.
+    Equation: as esam, over the ceil(gamma n) rows with the smallest rise; rows of zero loss (without weight) come last.
+    Code: none, it is our own.
+    Checked: parity with the written equation at the same draws, 1e-10 relative over 10 steps (3e-16 measured).
     """
 
     def _choose(self, rise: Tensor, before: Tensor) -> Tensor:

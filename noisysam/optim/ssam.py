@@ -12,25 +12,26 @@ from noisysam.optim.base import OPTIMIZERS, Chunked, SharpnessAware, global_norm
 
 
 class SSAMOptions(Chunked):
-    sparsity: float = Field(0.5, ge=0, lt=1, description="share of the weights that is never perturbed (0.5)")
-    samples: int = Field(16, ge=1, description="samples that the Fisher information is taken from (16)")
+    sparsity: float = Field(0.5, ge=0, lt=1, description="share of the weights that is not perturbed (0.5)")
+    samples: int = Field(16, ge=1, description="samples used for the Fisher information (16)")
 
 
 @OPTIMIZERS.register("ssam-f", source="arXiv 2210.05177, Algorithm 2")
 class SSAMF(SharpnessAware):
-    """Sparse SAM by Fisher information: only the weights that the labels depend on most are perturbed.
+    """Sparse SAM by Fisher information: only the weights with the largest Fisher information are perturbed.
 
-    Equation: mask = the (1 - s) d weights of largest mean (d log p(y | x) / d w)^2 over some samples, anew at the first
-    step of each epoch; e = rho mask g / |g|.
+    Equation: mask = the (1 - s) d weights of largest mean (d log p(y | x) / d w)^2 over some samples, renewed in the
+    first step of each epoch; e = rho mask g / |g|.
     Code: Mi-Peng/Sparse-Sharpness-Aware-Minimization@76974fd solver/sam.py.
-    Deviation: the samples are the batch's first and share batch statistics; the code takes single ones, which enter its
-    running statistics, and its first step of all has an empty mask.
-    Checked: numpy recursion with its own Fisher mask.
+    Deviation: the mask is renewed before the first perturbation of an epoch; the code does it after it, so that its
+    first step has an empty mask. The samples are the first of the batch and share batch statistics; the code takes
+    single random ones, which also update its running statistics.
+    Checked: parity with the mask made at our time, 1e-6 relative over 10 steps (3e-8 measured: their 1e-7 in the
+    denominator).
     """
 
     Options = SSAMOptions
     options: SSAMOptions
-    passes = ("2", "2")
     copies = 4.25
     null = {"rho": 0.0, "m": "batch"}
     needs = ("rows",)
@@ -44,17 +45,26 @@ class SSAMF(SharpnessAware):
         super().load_state_dict(state_dict)
         self.stale = False
 
+    def arrange(self) -> None:
+        if [mask.shape for mask in self.memory.get("mask", [])] != [p.shape for p in self.params]:
+            self.memory.pop("mask", None)
+
     def gradient(self, objective: Objective, rows: Rows) -> list[Tensor]:
         g = objective.grad(rows)
         if self.stale or "mask" not in self.memory:
             fisher = objective.squares(slice(0, self.options.samples))
             self.gather("fisher", [global_norm(fisher)])
             self.memory["mask"], self.stale = self._mask(fisher), False
-        with self.at([d * keep for d, keep in zip(self.unit(g), self.memory["mask"], strict=True)], self.options.rho):
+        with self.at([d * keep for d, keep in zip(self.unit(g), self.memory["mask"], strict=True)], self.radius()):
             return objective.grad(rows)
 
+    def update(self, grads: list[Tensor]) -> None:
+        if "fisher" in self.gathered:  # a mask from a step that is skipped is not kept
+            self.stale = bool(self.found_inf)
+        super().update(grads)
+
     def _mask(self, fisher: list[Tensor]) -> list[Tensor]:
-        """Booleans in the shapes of the weights, true for the share that has the largest values."""
+        """Booleans in the shapes of the weights, true for the share with the largest values."""
         scores = torch.cat([f.flatten() for f in fisher])
         chosen = scores.topk(int((1 - self.options.sparsity) * len(scores))).indices
         mask = torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, chosen, True)

@@ -1,47 +1,56 @@
 """WSAM."""
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from noisysam.core.objective import Objective
 from noisysam.core.task import Rows
-from noisysam.optim.base import OPTIMIZERS, Chunked, SharpnessAware, plus
+from noisysam.optim.base import OPTIMIZERS, Chunked, SharpnessAware, plus, scaled
 
 
 class WSAMOptions(Chunked):
-    gamma: float = Field(0.9, ge=0, lt=1, description="weight of the sharpness: gamma / (1 - gamma) (0.8 to 0.95)")
-    decouple: bool = Field(True, description="the sharpness acts outside the base rule (the paper), or in its gradient")
+    gamma: float = Field(0.9, ge=0, lt=1, description="weight of the sharpness is gamma / (1 - gamma) (0.8 to 0.95)")
+    decouple: bool = Field(
+        True, description="sharpness is subtracted after the base step (the paper), not added to its gradient"
+    )
 
 
-@OPTIMIZERS.register("wsam", source="arXiv 2305.15817, Algorithm 2")
+@OPTIMIZERS.register("wsam", source="arXiv 2305.15817, Algorithm 2", revision=2)
 class WSAM(SharpnessAware):
-    """WSAM: the sharpness is a regulariser with its own weight, apart from the base rule.
+    """WSAM: sharpness as a regularization term with its own weight, decoupled from the base rule.
 
-    Equation: the base rule steps with g; then w <- w - lr gamma / (1 - gamma) (g_p - g).
-    Code: intelligent-machine-learning/dlrover, atorch's WeightedSAM.
-    Checked: numpy recursion; pytorch_optimizer's WSAM.
+    Equation: the base rule steps with g; then w <- w - lr gamma / (1 - gamma) (g_p - g), both clipped before.
+    Code: intelligent-machine-learning/dlrover@05e4f76 atorch/atorch/optimizers/wsam.py.
+    Deviation: their clipping is on by default, at norm 1.
+    Checked: parity, 1e-10 relative over 10 steps (7e-13 measured), with clipping 1e-5 (5e-7: their 1e-6
+    in a denominator); pytorch_optimizer's WSAM.
     """
 
     Options = WSAMOptions
     options: WSAMOptions
-    passes = ("2", "2")
-    copies = 5
+    copies = 3.5
     null = {"rho": 0.0, "m": "batch"}
+    per_group = ("rho", "gamma")
 
     def gradient(self, objective: Objective, rows: Rows) -> list[Tensor]:
-        o = self.options
-        g = objective.grad(rows)
-        with self.at(self.unit(g), o.rho):
-            sharpness = plus(objective.grad(rows), g, -1)
-        if not o.decouple:
-            return plus(g, sharpness, o.gamma / (1 - o.gamma))
-        self.gather("sharpness", sharpness)
+        g, there = self.both(objective, rows, self.radius())
+        self.gather("there", there)
         return g
 
-    def after(self, objective: Objective) -> None:
-        weight = self.options.gamma / (1 - self.options.gamma)
-        rates = [group["lr"] for group in self.param_groups for p in group["params"] if p.requires_grad]
-        if self.options.decouple:
-            for p, s, lr in zip(self.params, self.gathered["sharpness"], rates, strict=True):
-                p.copy_(torch.where(self.found_inf == 0, p - lr * weight * s, p))
+    def update(self, grads: list[Tensor]) -> None:
+        sharpness = plus(self.prepared(self.gathered["there"]), grads, -1)
+        if not self.options.decouple:
+            return self.descend(plus(grads, sharpness, self.by_group(_weight)))
+        self.descend(grads)
+        moves = scaled(sharpness, self.by_group(lambda group: group["lr"] * _weight(group)))
+        for p, move in zip(self.params, moves, strict=True):
+            p.copy_(torch.where(self.found_inf == 0, p - move, p))
+
+
+def _weight(group: dict[str, Any]) -> float:
+    """WSAM's weight of the sharpness in a param group."""
+    gamma: float = group["gamma"]
+    return gamma / (1 - gamma)

@@ -85,7 +85,7 @@ class Display:
     def _short(self, rate: float) -> str:
         """Flags that make this run a matter of three minutes on this machine; evaluation included."""
         recipe = self.config.recipe()
-        gradients = recipe.optimizer.cost(recipe.optimizer_options)[1]
+        gradients = recipe.optimizer.cost(recipe.optimizer_options).backwards
         forward = 3 * gradients * rate  # a forward is about a third of a gradient
         left = SHORT_RUN - SHORT_EPOCHS * TEST_IMAGES / forward
         images = int(left * rate / SHORT_EPOCHS / 500) * 500
