@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import generate
+import generate  # noqa: E402
 
-import noisysam
+import noisysam  # noqa: E402
 
 project = "noisysam"
 author = "The noisysam authors"
