@@ -2,8 +2,8 @@
 
 One page for each registered method and optimizer, one for each committed report, and, within other pages, what these
 markers name: ``<!-- fields: MODULE:CLASS -->`` (the fields of a pydantic model), ``<!-- help: COMMAND -->`` (the help
-text of a command), ``<!-- components: KIND -->`` (the components of a kind as a table) and ``<!-- published: tables -->``
-(the published tables). A component that is registered appears by itself.
+text of a command), ``<!-- components: KIND -->`` (the components of a kind as a table) and
+``<!-- published: tables -->`` (the published tables). A component that is registered appears by itself.
 """
 
 import importlib
