@@ -30,7 +30,7 @@ html_theme_options = {
     "footer_end": [],
     "secondary_sidebar_items": ["page-toc"],
 }
-html_sidebars = {"index": []}
+html_sidebars = {page: [] for page in ("index", "quickstart", "concepts", "notebooks/*")}  # they have no subpages
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -93,10 +93,13 @@ def facts(kind: str, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     if kind == "methods":
         from noisysam.bench.memory import sample_bytes
 
-        told = ", ".join(entry["oracle"])
+        told, size = ", ".join(entry["oracle"]), sample_bytes(entry["name"])
         found += [
             ("Networks", str(entry["networks"])),
-            ("Memory per sample", sample_bytes(entry["name"]).replace("-", "none").replace("K", "K bytes")),
+            (
+                "Memory per sample",
+                "none" if size == "-" else f"{size} bytes (K classes)" if "K" in size else f"{size} bytes",
+            ),
             ("Uses facts of the noise", f"{told} (the run is tagged oracle)" if told else "no (blind)"),
         ]
     else:
