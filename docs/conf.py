@@ -20,6 +20,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "noisysam"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
+smartquotes = False  # options begin with two hyphens
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {
@@ -28,7 +29,7 @@ html_theme_options = {
     "header_links_before_dropdown": 6,
     "footer_start": ["copyright"],
     "footer_end": [],
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "methods": [], "optimizers": []},  # these two have wide tables
 }
 html_sidebars = {page: [] for page in ("index", "quickstart", "concepts", "notebooks/*")}  # they have no subpages
 

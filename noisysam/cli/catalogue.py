@@ -40,7 +40,7 @@ def entries(what: str) -> list[dict[str, Any]]:
     return found
 
 
-LEDGER = ("Equation", "Code", "Deviation", "State", "Checked")  # paragraphs of a docstring, columns of a page
+LEDGER = ("Equation", "Code", "Deviation", "State", "Checked")  # paragraphs of a docstring
 
 
 def ledger(item: object) -> dict[str, str]:
@@ -96,38 +96,26 @@ def diagnosis(data_dir: Path | None) -> dict[str, Any]:
     }
 
 
+COLUMNS = {
+    "methods": ("name", "what it does", "networks", "bytes per sample", "source"),
+    "optimizers": ("name", "what it does", "forwards + backwards", "memory", "SGD for", "source"),
+}
+
+
 def table(what: str) -> str:
-    """The components of a kind as a Markdown table."""
-    columns = {
-        "methods": ("name", "what it does", "networks", "bytes a sample", "options (default)", "source"),
-        "optimizers": (
-            "name",
-            "what it does",
-            "forwards + backwards a step",
-            "memory",
-            "SGD where",
-            "options (default)",
-            "source",
-        ),
-        "optimizer-ledger": ("name", *LEDGER, "source"),
-        "method-ledger": ("name", *LEDGER, "source"),
-    }.get(what, ("name", "what it is", "source"))
-    rows = [columns]
-    for entry in entries(f"{what.removesuffix('-ledger')}s" if what.endswith("-ledger") else what):
-        options = ", ".join(f"{o['name']} ({o['default']})" for o in entry.get("options", [])) or "-"
+    """The methods or the optimizers as a Markdown table."""
+    rows = [COLUMNS[what]]
+    for entry in entries(what):
         cells = [f"`{entry['name']}`", entry["summary"].rstrip(".")]
         if what == "methods":
             from noisysam.bench.memory import sample_bytes
 
-            cells += [str(entry["networks"]), sample_bytes(entry["name"]), options]
-        if what == "optimizers":
-            cells += [" + ".join(entry["passes"]), f"{entry['copies']:g}", settings(entry["null"]) or "-", options]
-        if what.endswith("-ledger"):
-            cells[1:] = [entry["ledger"].get(name, "-") for name in LEDGER]
+            cells += [str(entry["networks"]), sample_bytes(entry["name"])]
+        else:
+            cells += [" + ".join(entry["passes"]), f"{entry['copies']:g}", settings(entry["null"]) or "-"]
         rows.append((*cells, entry["source"]))
-    used = [column for column in zip(*rows, strict=True) if set(column[1:]) != {"-"}]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in zip(*used, strict=True)]
-    return "\n".join([lines[0], "|" + " --- |" * len(used), *lines[1:]])
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def settings(values: dict[str, Any]) -> str:
