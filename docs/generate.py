@@ -17,7 +17,8 @@ from typing import Any
 
 import click
 
-from noisysam import listing, methods, optim
+from noisysam import methods, optim
+from noisysam.cli import catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS: dict[str, Any] = {"methods": methods.METHODS, "optimizers": optim.OPTIMIZERS}
@@ -64,7 +65,7 @@ def component_pages(kind: str) -> dict[str, str]:
     """Page name -> text, for every registered method or optimizer."""
     return {
         page_name(entry["name"]): component_page(kind, KINDS[kind][entry["name"]], entry)
-        for entry in listing.entries(kind)
+        for entry in catalogue.entries(kind)
     }
 
 
@@ -106,7 +107,7 @@ def facts(kind: str, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         found += [
             ("Forwards and backwards per step", f"{entry['forwards']:g} and {entry['backwards']:g}"),
             ("Memory beyond SGD's", f"{entry['copies']:g} copies of the weights"),
-            ("Equals SGD for", f"`{listing.settings(entry['null'])}`" if entry["null"] else "-"),
+            ("Equals SGD for", f"`{catalogue.settings(entry['null'])}`" if entry["null"] else "-"),
         ]
         if entry["needs"]:
             found.append(("Requires", "; ".join(optim.NEEDS[need] for need in entry["needs"])))
@@ -116,7 +117,7 @@ def facts(kind: str, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 def remarks(item: object) -> list[str]:
     """The paragraphs of a docstring that are neither its first line nor part of the ledger."""
     paragraphs = inspect.cleandoc(item.__doc__ or "").split("\n\n")[1:]
-    return [p.replace("``", "`") for p in paragraphs if not p.startswith(listing.LEDGER)]
+    return [p.replace("``", "`") for p in paragraphs if not p.startswith(catalogue.LEDGER)]
 
 
 def published(method: Any) -> list[str]:
@@ -125,7 +126,7 @@ def published(method: Any) -> list[str]:
     for dataset, noise_type, noise in PUBLISHED_FOR:
         options = method.published(dataset, noise_type, noise)
         if options:
-            rows.append((dataset, noise_type, f"{100 * noise:g} %", f"`{listing.settings(options)}`"))
+            rows.append((dataset, noise_type, f"{100 * noise:g} %", f"`{catalogue.settings(options)}`"))
     if not rows:
         return []
     text = "Options that the authors chose for each noise, where they differ from the defaults (an oracle's choice):"
@@ -210,7 +211,7 @@ def help_text(command: str) -> str:
 
 def components(kind: str) -> str:
     """Names, one line and source of the components of a kind."""
-    rows = [(f"`{e['name']}`", e["summary"], with_links(e["source"])) for e in listing.entries(kind)]
+    rows = [(f"`{e['name']}`", e["summary"], with_links(e["source"])) for e in catalogue.entries(kind)]
     return table(("name", "what it is", "source"), rows)
 
 

@@ -12,10 +12,10 @@ import pytest
 
 import noisysam
 from noisysam.cli import cli
-from noisysam.config import validate
-from noisysam.flags import configured
+from noisysam.cli.options import configured
 from noisysam.methods import METHODS
 from noisysam.optim import OPTIMIZERS
+from noisysam.runs.config import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

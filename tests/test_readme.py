@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import noisysam
-from noisysam import listing, plugins
+from noisysam.cli import catalogue
+from noisysam.core import plugins
 from noisysam.methods import METHODS
 from noisysam.optim import OPTIMIZERS
 
@@ -39,7 +40,7 @@ def _forget() -> Iterator[None]:
 @pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
 def test_generated_parts_are_up_to_date(page: Path) -> None:
     text = page.read_text()
-    assert listing.generated(text, page.parent) == text, "run `make readme`"
+    assert catalogue.generated(text, page.parent) == text, "run `make readme`"
 
 
 def test_the_readme_is_short() -> None:
