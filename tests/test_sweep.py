@@ -190,7 +190,7 @@ def test_status_reads_records_alone(
     assert re.search(r"SGD \| symmetric 0 \| seed 5 +stage 2, epoch 1/2 +\d+ s ago", shown)
     assert re.search(r"SGD \| symmetric 0.2 \| seed 5 +first epoch", shown)
     assert "SAM | symmetric 0 | seed 5: ValueError: no luck" in shown
-    assert "one: 8 cells, 4 to do: about 4 min one by one" in shown
+    assert "one: 8 cells, 4 to do: about 4 min if run one by one" in shown
     assert {file: file.stat().st_mtime_ns for file in store.rglob("*")} == before
 
 
@@ -527,7 +527,7 @@ def test_exit_codes_and_retries_of_the_command(says: Callable[..., Any], quick: 
 def test_limit_minutes_of_the_command(says: Callable[..., Any], quick: list[str]) -> None:
     code, out, err = says("--limit-minutes", "0.002")
     assert (code, out) == (0, "")
-    assert re.search(r"the time was up: \d of 8 cells are left, the same command goes on with them", err)
+    assert re.search(r"time limit reached: \d of 8 cells are left; the same command continues", err)
     assert says()[:2] == (0, "noisysam report one\n")
 
 

@@ -1,7 +1,7 @@
-"""Time of every method's epoch over cross-entropy's, with SGD, in one process with one thread.
+"""Time of an epoch of every method relative to cross-entropy, with SGD, in one process with one thread.
 
-Each method goes through its trainings, an epoch each, and is measured in the last one, past its warm-up: epoch 150 of
-200. A real training on a few images: the data are small, the epoch is whole.
+Each method runs one epoch of each of its trainings and is measured in the last one, after its warm-up: epoch 150 of
+200. These are complete epochs of a real training on a small data set.
 """
 
 import tempfile
@@ -17,13 +17,13 @@ from noisysam.training.loop import Training
 from noisysam.training.progress import note
 
 EPOCHS, LATE = 200, 150
-STEPS = 10  # of a plain epoch
+STEPS = 10  # in an epoch of cross-entropy
 ROUNDS = 5
 QUICK = ("ce", "elr", "co-teaching", "dividemix", "nts")
 
 
 def measure(settings: Settings) -> Findings:
-    """A row for every registered method."""
+    """One row for every registered method."""
     names = [name for name in METHODS if not settings.quick or name in QUICK]
     batch, model, width = (8, "resnet8", 0.25) if settings.quick else (BATCH, "resnet20", 1.0)
     images, validation = STEPS * batch, batch
@@ -68,7 +68,7 @@ def measure(settings: Settings) -> Findings:
 
 
 def walked(config: RunConfig, data: Dataset, folder: Path) -> tuple[Training, Stage, list[int]]:
-    """A run in its last training, after a short epoch of each; that stage, and the epochs that each would take."""
+    """A run in its last training, after one epoch of each; its stage, and the length of each training in epochs."""
     run = training(config, data, folder, begun=False)
     lengths = []
     for number, stage in enumerate(run.method.stages(StageContext(run.predict))):
@@ -80,14 +80,14 @@ def walked(config: RunConfig, data: Dataset, folder: Path) -> tuple[Training, St
 
 
 class Late:
-    """An epoch past every warm-up, again and again; its time. ``line``: what the last one says of itself."""
+    """Repeats an epoch after the warm-up and returns its time. ``line``: the measurements of the last one."""
 
     def __init__(self, run: Training, stage: Stage) -> None:
         self.run, self.stage = run, stage
         self.train()
 
     def train(self) -> None:
-        """The epoch."""
+        """Train the epoch."""
         self.line: dict[str, Any] = self.run._train(LATE, self.stage)
 
     def __call__(self) -> float:

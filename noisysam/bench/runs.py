@@ -1,4 +1,4 @@
-"""What the parts of the benchmark train on: data, and runs of ours that are begun and not finished."""
+"""Data for the benchmark, and runs that are started but not finished."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from noisysam.training.loop import Training
 
 
 def dataset(settings: Settings) -> Dataset:
-    """CIFAR-10 where it is found, else generated images of its shape; a few of those for a quick look."""
+    """CIFAR-10 if it is found, else generated images of its shape; with ``quick``, a few generated images."""
     if settings.quick:
         return generated(512, 64)
     try:
@@ -25,7 +25,7 @@ def dataset(settings: Settings) -> Dataset:
 
 
 def generated(train: int, test: int) -> Dataset:
-    """Random pixels in CIFAR-10's shape, labels in turn."""
+    """Random images of CIFAR-10's shape, with labels 0, 1, ..., 9, 0, ..."""
     generator = torch.Generator().manual_seed(0)
 
     def images(n: int) -> torch.Tensor:
@@ -45,7 +45,7 @@ def part_of(whole: Dataset, train: int, test: int) -> Dataset:
 
 
 def training(config: RunConfig, data: Dataset, store: Path, begun: bool = True) -> Training:
-    """A run of ours on ``data``; unless told otherwise its first stage has begun."""
+    """A run on ``data``; if ``begun``, in its first stage."""
     problem = prepare(config, data)
     run = Training(config, problem, problem.digests, RunFolder(store, "bench"))
     if begun:

@@ -1,4 +1,4 @@
-"""The fields of ``RunConfig`` as flags of a command."""
+"""The fields of ``RunConfig`` as options of a command."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin
@@ -9,7 +9,7 @@ from noisysam.core.errors import UserError
 
 
 class ProbeCommand(click.Command):
-    """A command with a flag for every probe, made when it is parsed."""
+    """A command with an option for every probe; they are created when the command is parsed."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from noisysam.core.registry import summary
@@ -23,7 +23,7 @@ class ProbeCommand(click.Command):
 
 
 class ConfigCommand(click.Command):
-    """A command with a flag for every field of ``RunConfig``, made when it is parsed."""
+    """A command with an option for every field of ``RunConfig``; they are created when the command is parsed."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from noisysam.runs.config import RunConfig
@@ -33,7 +33,7 @@ class ConfigCommand(click.Command):
 
 
 def _flag(name: str, field: Any) -> click.Option:
-    """The click option of a field: no default, so that only what is given reaches the configuration."""
+    """The click option of a field. It has no default, so that only given values reach the configuration."""
     kind, choices = _kind(field.annotation)
     default = "" if field.default in (None, {}, -1) else f"  [default: {field.default}]"
     flag = f"--{name.replace('_', '-')}"
@@ -48,7 +48,7 @@ def _flag(name: str, field: Any) -> click.Option:
 
 
 def _kind(annotation: Any) -> tuple[Any, click.Choice[str] | None]:
-    """The plain type of a field, and its choices where it is one of a few words."""
+    """The plain type of a field, and its choices if it is a literal."""
     if get_origin(annotation) is Literal:
         return str, click.Choice(get_args(annotation))
     if get_origin(annotation) is dict:
@@ -60,7 +60,7 @@ def _kind(annotation: Any) -> tuple[Any, click.Choice[str] | None]:
 
 
 def configured(flags: dict[str, Any]) -> dict[str, Any]:
-    """The given flags as values of a configuration."""
+    """The given options as values of a configuration."""
     values = {name: value for name, value in flags.items() if value is not None and value != ()}
     for name in ("method_option", "opt_option"):
         if name in values:
@@ -69,7 +69,7 @@ def configured(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def pairs(flag: str, given: Iterable[str]) -> dict[str, str]:
-    """``key=value``, given with a repeatable flag; ``UserError`` where one is not of this form."""
+    """Parse the ``key=value`` pairs of a repeatable option; ``UserError`` if one does not have this form."""
     found = {}
     for pair in given:
         key, equals, value = pair.partition("=")
