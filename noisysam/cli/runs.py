@@ -17,7 +17,7 @@ from noisysam.cli.options import ConfigCommand, ProbeCommand, configured, pairs
 @tracked
 @click.option("--experiment", default="noisysam", show_default=True, help="name of the MLflow experiment")
 @json_option
-def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, as_json: bool, **flags: Any) -> None:
+def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, as_json: bool, **given: Any) -> None:
     """Train one run. If it has finished before, its stored result is shown; if it was interrupted, it resumes."""
     from noisysam.runs.config import validate
     from noisysam.runs.presets import PRESETS
@@ -28,8 +28,8 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
     from noisysam.training.fit import fit
     from noisysam.training.progress import Display, note
 
-    with ProcessGroup.of_torchrun() as processes:  # of several processes the first alone is seen
-        config = validate(configured(flags))
+    with ProcessGroup.of_torchrun() as processes:  # of several processes, only the first one prints and tracks
+        config = validate(configured(given))
         if not processes.first:
             fit(config, store=store, processes=processes)
             return
