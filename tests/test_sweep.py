@@ -190,7 +190,7 @@ def test_status_reads_records_alone(
     assert re.search(r"SGD \| symmetric 0 \| seed 5 +stage 2, epoch 1/2 +\d+ s ago", shown)
     assert re.search(r"SGD \| symmetric 0.2 \| seed 5 +first epoch", shown)
     assert "SAM | symmetric 0 | seed 5: ValueError: no luck" in shown
-    assert "one: 8 cells, 4 to do: about 4 min if run one by one" in shown
+    assert "one: 8 cells, 4 to do: about 4 min one by one" in shown
     assert {file: file.stat().st_mtime_ns for file in store.rglob("*")} == before
 
 

@@ -170,7 +170,7 @@ def _list_cells(cells: Sequence[Any], store: Path) -> None:
     cost = (
         "cost unknown until one cell of each row has run"
         if seconds is None
-        else f"about {duration(seconds)} if run one by one"
+        else f"about {duration(seconds)} one by one"
     )
     click.echo(f"{len(cells)} cells, {left} to do" + (f": {cost}" if left else ""))
 
