@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test readme clean
+.PHONY: demo test docs readme clean
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -23,8 +23,16 @@ test: .venv/test
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
+.venv/docs: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch .venv/demo $@
+
+docs: .venv/docs
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+
 readme: .venv/demo
-	$(BIN)/python -m noisysam.cli.catalogue README.md reports/optimizers.md reports/methods.md
+	$(BIN)/python -m noisysam.cli.catalogue README.md docs/results.md docs/methods.md docs/optimizers.md docs/speed.md
 
 clean:
 	rm -rf .venv

@@ -247,7 +247,7 @@ def test_runners_work_at_the_same_time_and_their_failures_are_told() -> None:
         assert [runner.answer() for runner in two] == [{"rate": 10.0}] * 2
         assert 12 < loop.together(two, 10) <= 20  # steps a second of both
         two[0].tell(13)
-        with pytest.raises(RunFailed, match="died"):
+        with pytest.raises(RunFailed, match="ended unexpectedly"):
             two[0].answer()
 
 

@@ -172,7 +172,7 @@ def test_a_preset_says_what_is_not_published(capsys: pytest.CaptureFixture[str])
     assert cli._run(["run", "--preset", "foret", *TINY, "--no-track", "--epochs", "1", "--batch", "64"]) == 0
     told = capsys.readouterr().err
     assert "arXiv 2010.01412" in told
-    assert "set by us" in told
+    assert "chosen here" in told
 
 
 # noise

@@ -181,7 +181,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "export of an unknown study": ("export nope out", ("no study 'nope'", "sweep or import")),
     "import of nothing": ("import nowhere", ("nowhere", "MANIFEST.json", "noisysam export")),
     "missing study file": ("sweep nope.yaml", ("nope.yaml", "No such file")),
-    "no bundled study": ("sweep nope", ("no study file 'nope'", "YAML")),
+    "no bundled study": ("sweep nope", ("no study named 'nope'", "YAML")),
     "no jobs": ("sweep nope.yaml --jobs 0", ("--jobs", "x>=1")),
     "noise show": ("noise show none.npz", ("none.npz", "no such file")),
     "noise make elsewhere": ("noise make labels.txt --dataset digits", ("labels.txt", ".npz")),

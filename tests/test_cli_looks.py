@@ -83,8 +83,8 @@ def test_landscapes_side_by_side(says: Callable[..., tuple[int, str, str]], keys
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ((), "name what to look at: --"),
-        (("--mechanism", "--out", "x"), "--out draws landscapes: give --landscape too"),
+        ((), "choose at least one probe: --"),
+        (("--mechanism", "--out", "x"), "--out draws landscapes and needs --landscape"),
         (("--mechanism", "--option", "depth=3"), "have no such option"),
         (("--mechanism", "--option", "depth"), "--option 'depth': write it as key=value"),
         (("--depth",), "No such option"),
@@ -115,4 +115,4 @@ def test_bench(says: Callable[..., tuple[int, str, str]], tmp_path: Path, monkey
     assert json.loads((tmp_path / "found" / "memory.json").read_text())["part"] == "memory"
     code, _, err = says("bench", "speed")
     assert code == 2
-    assert "there is no part 'speed'" in err
+    assert "unknown part 'speed'" in err

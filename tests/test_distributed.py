@@ -300,7 +300,7 @@ def test_torchrun(whole: Path, start: Start, tmp_path: Path) -> None:
     out, err = (whole / "out").read_text(), (whole / "err").read_text()
     assert out.count(f"run {record['key']}") == 1
     assert out.count("clean test accuracy") == 1
-    assert err.count("a forecast follows") == 1
+    assert err.count("an estimate of the duration follows") == 1
     assert record["digests"]["processes"] == "2"
     assert len(lines) == 8
     trained = (next(whole.glob("*/weights.safetensors"))).stat().st_mtime_ns

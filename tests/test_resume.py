@@ -207,7 +207,7 @@ def test_a_process_is_asked_to_stop(tmp_path: Path, spawn: Spawn, long_run: dict
         assert before + 2 <= lines_of(store) < len(long_run["epochs"])
         said = log.read_text().splitlines()
         own = [line for line in said if line.startswith("noisysam: ")]
-        assert own == [said[-1]] == ["noisysam: stopped; the last whole epoch is saved: the same command resumes"]
+        assert own == [said[-1]] == ["noisysam: stopped after the last complete epoch; the same command resumes"]
         assert not any("Traceback" in line for line in said)
     process = spawn(command(store, **LONG), log)
     process.join(PATIENCE)

@@ -527,7 +527,7 @@ def test_exit_codes_and_retries_of_the_command(says: Callable[..., Any], quick: 
 def test_limit_minutes_of_the_command(says: Callable[..., Any], quick: list[str]) -> None:
     code, out, err = says("--limit-minutes", "0.002")
     assert (code, out) == (0, "")
-    assert re.search(r"the time was up: \d of 8 cells are left, the same command goes on with them", err)
+    assert re.search(r"time limit reached: \d of 8 cells are left; the same command continues", err)
     assert says()[:2] == (0, "noisysam report one\n")
 
 

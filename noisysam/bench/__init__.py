@@ -1,7 +1,7 @@
-"""Speed and memory on this machine: ``noisysam bench [PART...]``. A short module for each part.
+"""Speed and memory on this machine: ``noisysam bench [PART...]``. Each part is a module.
 
-A part measures its cases interleaved, in rounds, and compares them within a round: what else the machine does falls on
-all of them. Figures are medians over rounds with 95 % bootstrap intervals.
+A part measures its cases in interleaved rounds and compares them within a round, so that other load on the machine
+affects all of them. Values are medians over rounds with 95 % bootstrap intervals.
 """
 
 import importlib
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from noisysam.bench.measure import Settings
 
 PARTS = {
-    "loop": "our training loop against a plain one, as public repositories write it",
-    "loader": "our augmented batches against torchvision's and kornia's",
-    "steps": "a step of every optimizer over SGD's",
-    "methods": "an epoch of every method over cross-entropy's",
-    "memory": "copies of the weights in an optimizer's step, bytes that a method keeps of each sample",
-    "epoch": "evaluation, checkpoint and tracking beside the training of an epoch",
-    "start": "from the command to its first training step, new and resumed",
+    "loop": "the training loop, compared with a plain one as public repositories write it",
+    "loader": "augmented batches, compared with torchvision's and kornia's",
+    "steps": "a step of every optimizer, relative to SGD",
+    "methods": "an epoch of every method, relative to cross-entropy",
+    "memory": "memory of an optimizer's step, and of a method's state per sample",
+    "epoch": "evaluation, checkpoint and tracking, relative to the training of an epoch",
+    "start": "time from the command to its first training step, for new and resumed runs",
     "growth": "how costs grow with samples, classes, epochs and runs",
 }
 
@@ -30,11 +30,11 @@ PARTS = {
 def run(
     names: Sequence[str], settings: "Settings", out: Path | None = None, show: Callable[[str], object] = print
 ) -> None:
-    """Measure the named parts (none: all of them), show their tables and write ``out/PART.json`` where ``out`` is
-    given. ``UserError`` for a name that is no part."""
+    """Measure the named parts (all of them if there are no names), show their tables and, if ``out`` is given, write
+    ``out/PART.json``. ``UserError`` for an unknown part."""
     for name in names:
         if name not in PARTS:
-            raise UserError(f"there is no part {name!r} of the benchmark (known: {', '.join(PARTS)})")
+            raise UserError(f"unknown part {name!r} of the benchmark (known: {', '.join(PARTS)})")
     from noisysam.bench.measure import document, markdown
     from noisysam.core.files import write_json
     from noisysam.training import devices

@@ -1,7 +1,7 @@
-"""What an epoch takes beside its training: evaluation, the record's files, the checkpoint, tracking in MLflow.
+"""Time of the parts of an epoch: training, evaluation, record files, checkpoint, tracking in MLflow.
 
-ResNet-32 on 10,000 images, one process with one thread, the tracking store an SQLite file. Each round is an epoch; its
-parts are timed one after the other, in the order in which a run goes through them.
+ResNet-32 on 10,000 images, one process with one thread, an SQLite file as tracking store. Each round is an epoch; its
+parts are timed one after the other, in the order of a run.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ PARTS = ("training", "evaluation", "epochs.csv", "checkpoint", "tracking")
 
 
 def measure(settings: Settings) -> Findings:
-    """Seconds of each part, and over those of the training in the same epoch."""
+    """Seconds of each part, and relative to the training in the same epoch."""
     batch, model, width, images = (16, "resnet8", 0.25, 128) if settings.quick else (BATCH, "resnet32", 1.0, IMAGES)
     whole = dataset(settings)
     data = part_of(whole, images, len(whole.test_labels))
@@ -42,7 +42,7 @@ def measure(settings: Settings) -> Findings:
         uri = f"sqlite:///{folder}/mlflow.db"
         open_store(uri, "bench")
         tracker = Tracker(run.folder, uri, "bench")
-        for epoch in range(1 + settings.times(ROUNDS)):  # the first one compiles, and creates the run in the store
+        for epoch in range(1 + settings.times(ROUNDS)):  # the first one compiles and creates the MLflow run
             for name, spent in one(run, tracker, epoch).items():
                 found[name].append(spent)
     found = {name: spent[1:] for name, spent in found.items()}

@@ -1,6 +1,6 @@
-"""How costs grow: with training samples, classes, epochs, and with the runs of a study or a store.
+"""How costs grow with the number of training samples, classes, epochs, and runs of a study or a store.
 
-Each cost is measured at several sizes n; the exponent p of seconds ~ n^p is fitted in each round on the logarithms.
+Each cost is measured at several sizes n. The exponent p of seconds ~ n^p is fitted to the logarithms in each round.
 """
 
 import copy
@@ -42,7 +42,7 @@ Timed = Callable[[int], float]  # size -> seconds
 
 @dataclass(frozen=True)
 class Cost:
-    """Something that grows: with ``by``, at ``sizes``."""
+    """A cost that grows with ``by``, measured at ``sizes``."""
 
     name: str
     by: str
@@ -51,7 +51,7 @@ class Cost:
 
 
 def measure(settings: Settings) -> Findings:
-    """Seconds at each size, and the exponent."""
+    """Seconds at each size, and the exponent of each cost."""
     rounds = settings.times(ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
         costs = [*of_data(settings), *of_epochs(settings, Path(folder)), *of_runs(settings, Path(folder))]
@@ -63,7 +63,7 @@ def measure(settings: Settings) -> Findings:
 def grown(cost: Cost, rounds: int) -> Row:
     """The row of a cost."""
     note(f"  {cost.name}, by {cost.by}")
-    cost.seconds(cost.sizes[0])  # what is loaded or built at the first use
+    cost.seconds(cost.sizes[0])  # warm up: load and build what the first use needs
     cases = {str(size): (lambda size=size: cost.seconds(size)) for size in cost.sizes}
     found = interleaved(cases, rounds)
     logs = np.log([found[str(size)] for size in cost.sizes])
@@ -76,7 +76,7 @@ def grown(cost: Cost, rounds: int) -> Row:
 
 
 def of_data(settings: Settings) -> Iterator[Cost]:
-    """Noisy labels, the problem of a run, and the loader."""
+    """Costs of noisy labels, of preparing a run, and of the loader."""
     data = dataset(settings)
     n = len(data.train_labels)
     sizes = [n // 8, n // 4, n // 2, n]
@@ -106,7 +106,7 @@ def of_data(settings: Settings) -> Iterator[Cost]:
 
 
 def posed(data: Dataset, n: int) -> float:
-    """Seconds to pose the problem of a run on the first n images."""
+    """Seconds to prepare a run on the first n images."""
     part, config = part_of(data, n, 1), validate({"noise": RATE})
     return seconds(lambda: prepare(config, part))
 
@@ -115,14 +115,14 @@ def posed(data: Dataset, n: int) -> float:
 
 
 def finished_run(store: Path) -> RunFolder:
-    """A real run of two epochs, whose record and lines are copied for all others."""
+    """A real run of two epochs; its record and epochs are copied for all others."""
     small = {"dataset": "digits", "train_subset": 200, "model": "resnet8", "width": 0.25, "batch": 32, "epochs": 2}
     config = validate({**small, "noise": RATE, "compile": "off"})
     return RunFolder(store, fit(config, store=store).key)
 
 
 def of_epochs(settings: Settings, folder: Path) -> Iterator[Cost]:
-    """Writing down and sending one more epoch of a run that has n."""
+    """Costs of recording and sending one more epoch of a run that has n."""
     run = finished_run(folder / "epochs")
     given = run.epochs[-1]
 
@@ -156,7 +156,7 @@ def tracked(folder: Path) -> Iterator[str]:
 
 
 def of_runs(settings: Settings, folder: Path) -> Iterator[Cost]:
-    """Planning, reporting, exporting, importing and sending a study of n runs."""
+    """Costs of planning, reporting, exporting, importing and sending a study of n runs."""
     sizes = [4, 8] if settings.quick else [100, 300, 1000, *([10_000] if settings.long else [])]
     given = finished_run(folder / "given")
     stores = {n: filled(folder / f"store-{n}", n, given) for n in sizes}
@@ -201,7 +201,7 @@ def study_file(folder: Path, n: int) -> Path:
 
 
 def filled(store: Path, n: int, given: RunFolder) -> Path:
-    """A store with a study of n finished runs: copies of one, each under its own key and configuration."""
+    """A store with a study of n finished runs: copies of one run with different keys and configurations."""
     path = study_file(store, n)
     cells = plans.plan(path)
     plans.save(path, cells, store)

@@ -1,7 +1,7 @@
-"""Augmented batches a second: ours, torchvision's transforms in a DataLoader, kornia's batched augmentation.
+"""Augmented batches per second: this package, torchvision's transforms in a DataLoader, kornia's batched augmentation.
 
-Ours and kornia's run in this process with one thread; the DataLoader has its best number of workers beside it. On a
-GPU the batches end there, and ours and kornia's are made there.
+This package and kornia run in one process with one thread; the DataLoader uses its fastest number of workers. On a GPU,
+all batches end on the GPU, and this package and kornia also compute them there.
 """
 
 import itertools
@@ -20,14 +20,14 @@ from noisysam.training import devices
 from noisysam.training.progress import note
 
 POLICIES = ("standard", "color", "rand")
-ROUND = 2.0  # seconds that each source gives batches in a round
+ROUND = 2.0  # seconds per source and round
 ROUNDS = 10
 
 Source = Iterator[Any]  # of batches
 
 
 def measure(settings: Settings) -> Findings:
-    """Images a second of each source under each policy."""
+    """Images per second of each source, for each augmentation policy."""
     device = devices.resolve_device("auto")
     data, rows = dataset(settings), 16 if settings.quick else BATCH
     table = [compare(policy, data, rows, device, settings) for policy in POLICIES]
@@ -38,7 +38,7 @@ def measure(settings: Settings) -> Findings:
 
 
 def compare(policy: str, data: Dataset, rows: int, device: torch.device, settings: Settings) -> Row:
-    """One policy; kornia's column is empty where it is not installed."""
+    """Compare the sources for one policy; kornia's columns are empty if it is not installed."""
     note(f"  {policy}")
     whole = 0.05 if settings.quick else ROUND
     tried = {
@@ -63,8 +63,8 @@ def compare(policy: str, data: Dataset, rows: int, device: torch.device, setting
 
 
 def drawing(source: Source, rows: int, workers: int, whole: float, device: torch.device) -> Callable[[], float]:
-    """A function that draws batches for about ``whole`` seconds and returns images a second. What lay ready (two
-    batches a worker) is drawn before the clock starts."""
+    """A function that draws batches for about ``whole`` seconds and returns images per second. Batches that the workers
+    have prefetched (two each) are drawn before the clock starts."""
     take(source, 2)
     count = max(2, round(whole * 3 / seconds(lambda: take(source, 3), device)))
 
@@ -76,20 +76,20 @@ def drawing(source: Source, rows: int, workers: int, whole: float, device: torch
 
 
 def take(source: Source, count: int) -> None:
-    """Draw so many batches and drop them."""
+    """Draw ``count`` batches and discard them."""
     for _ in itertools.islice(source, count):
         pass
 
 
 def ours(data: Dataset, policy: str, rows: int, device: torch.device) -> Source:
-    """Batches of our loader without end."""
+    """Endless batches of this package's loader."""
     index = torch.arange(len(data.train_labels))
     loader = Loader(data, index, data.train_labels, rows=rows, policy=policy, device=device, seed=0)
     return itertools.chain.from_iterable(loader.epoch(0, number) for number in itertools.count())
 
 
 def kornia_transform(policy: str, data: Dataset, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-    """kornia's counterpart of a policy, for float (n, 3, H, W) from 0 to 1; None where kornia is not installed."""
+    """kornia's equivalent of a policy, for float images (n, 3, H, W) in [0, 1]; None if kornia is not installed."""
     try:
         import kornia.augmentation as k
     except ImportError:
@@ -106,7 +106,7 @@ def kornia_transform(policy: str, data: Dataset, device: torch.device) -> Callab
 
 
 def kornia_batches(data: Dataset, transform: Callable[[Tensor], Tensor], rows: int, device: torch.device) -> Source:
-    """Batches gathered from uint8 images on the device, and transformed there."""
+    """Endless batches, gathered from uint8 images and transformed on the device."""
     images, labels = data.train_images.permute(0, 3, 1, 2).contiguous().to(device), data.train_labels.to(device)
     while True:
         for index in torch.randperm(len(images), device=device).split(rows)[: len(images) // rows]:

@@ -1,8 +1,9 @@
-"""Our training loop against a plain one: images a second of the whole machine, each loop alone on it in its turn.
+"""The training loop compared with a plain one, in images per second of the whole machine. The loops take turns.
 
-The plain loop is one process with all cores as threads and its best number of loading workers. Ours is one process
-with one thread, and then as many of those at once as there are cores, as ``sweep --jobs`` starts them; on a GPU 1, 2
-and 4 processes share it. Loops run in processes of their own, started and compiled before any clock runs.
+The plain loop is one process that uses all cores as threads, with its fastest number of data-loading workers. Ours is
+one process with one thread, and then as many such processes as there are cores, as ``sweep --jobs`` starts them; on a
+GPU, 1, 2 and 4 processes share it. Each loop runs in its own process, which is started and compiled before any
+measurement.
 """
 
 import contextlib
@@ -36,8 +37,8 @@ from noisysam.runs.config import validate
 from noisysam.training import devices
 from noisysam.training.progress import note
 
-EPOCHS, IMAGES = 200, 50_000  # of the run that "runs an hour" counts
-ROUND = 5.0  # seconds that a loop runs in a round
+EPOCHS, IMAGES = 200, 50_000  # of the run that is counted in "runs an hour"
+ROUND = 5.0  # seconds per loop and round
 ROUNDS = 10
 
 
@@ -51,22 +52,22 @@ class Case:
     batch: int = BATCH
 
 
-Loop = Callable[[int], None]  # takes so many steps
-Start = tuple[Loop, dict[str, Any]]  # and what is to be known of it
+Loop = Callable[[int], None]  # takes the given number of steps
+Start = tuple[Loop, dict[str, Any]]  # and facts about it
 Make = Callable[[Case, Settings], contextlib.AbstractContextManager[Start]]
-Rates = dict[str, list[float]]  # images a second by round: of the plain loop, and of 1, 2, ... of ours at once
+Rates = dict[str, list[float]]  # images per second by round: of the plain loop, and of 1, 2, ... of our processes
 
 
 def cases(settings: Settings) -> list[Case]:
-    """All that are compared."""
+    """The cases that are compared."""
     if settings.quick:
         return [Case("resnet8", opt, width=0.25, batch=16) for opt in ("sgd", "sam")]
     return [Case(model, opt) for model in ("resnet20", "resnet32", "resnet18") for opt in ("sgd", "sam")]
 
 
 def measure(settings: Settings) -> Findings:
-    """Both loops on every case. Quotients are of images a second, and so of runs an hour."""
-    plain.sam_class()  # before anything is measured
+    """Compare both loops on every case. The ratios hold for images per second and for runs per hour."""
+    plain.sam_class()  # raises now rather than after the first measurement if it is missing
     device = devices.resolve_device("auto")
     cores = 1 if settings.quick else devices.cores()
     counts = [1, 2, 4] if device.type == "cuda" else [1, 2] if settings.quick else sorted({1, cores})
@@ -87,14 +88,14 @@ def measure(settings: Settings) -> Findings:
 
 
 def compare(case: Case, settings: Settings, cores: int, counts: Sequence[int]) -> tuple[Rates, Row, Row]:
-    """Both loops on one case, each alone on the machine in its turn; and what is to be known of theirs and of ours."""
+    """Images per second of both loops on one case, and facts about the plain loop and about ours."""
     with contextlib.ExitStack() as held:
 
         def begin(make: Make, threads: int) -> tuple[Runner, dict[str, Any]]:
             runner = held.enter_context(contextlib.closing(Runner(make, case, settings, threads)))
             return runner, runner.answer()
 
-        plainly, theirs = begin(plain_loop, cores)  # first, and alone: it tries numbers of workers
+        plainly, theirs = begin(plain_loop, cores)  # first and alone, because it tries numbers of workers
         begun = [begin(our_loop, 1) for _ in range(max(counts))]
         ours, own = [runner for runner, _ in begun], begun[0][1]
 
@@ -109,14 +110,14 @@ def compare(case: Case, settings: Settings, cores: int, counts: Sequence[int]) -
 
 
 def ratio_row(found: Rates, counts: Sequence[int]) -> Row:
-    """Ours over plain, and several of ours over one."""
+    """Ratios of our loop to the plain one, and of several processes to one."""
     row: Row = {"one process": ratio(found["1"], found["plain"])}
     row |= {f"{n} at once": ratio(found[str(n)], found["plain"]) for n in counts[1:]}
     return row | {f"{n} at once / one": ratio(found[str(n)], found["1"]) for n in counts[1:]}
 
 
 def rate_row(case: Case, found: Rates, counts: Sequence[int], peak_tflops: float | None) -> Row:
-    """Images a second, whole runs an hour, and operations: as a share of the device's peak where that is given."""
+    """Images per second, runs per hour, operations, and the share of the device's peak if that is given."""
     operations, most = flops(case), found[str(counts[-1])]
     row: Row = {"plain": estimate(found["plain"]), "ours, one process": estimate(found["1"])}
     row |= {f"ours, {n} at once": estimate(found[str(n)]) for n in counts[1:]}
@@ -128,12 +129,12 @@ def rate_row(case: Case, found: Rates, counts: Sequence[int], peak_tflops: float
 
 
 def per_hour(rates: Sequence[float]) -> float:
-    """Whole runs an hour at these images a second."""
+    """Runs per hour at these images per second."""
     return rounded(3600 * median(rates) / (EPOCHS * IMAGES))
 
 
 def flops(case: Case) -> float:
-    """Operations an image of one step: forward and backward of the network, twice for SAM; counted by torch."""
+    """Operations per image in one step, counted by torch: forward and backward pass, twice for SAM."""
     from torch.utils.flop_counter import FlopCounterMode
 
     module = plain.network(case.model, case.width, torch.device("cpu"))
@@ -146,7 +147,7 @@ def flops(case: Case) -> float:
 
 
 class Runner:
-    """A loop in a process of its own, which takes steps when it is told to."""
+    """A loop in its own process that takes steps on request."""
 
     def __init__(self, make: Make, case: Case, settings: Settings, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -156,27 +157,27 @@ class Runner:
         theirs.close()
 
     def tell(self, steps: int) -> None:
-        """Start so many steps; ``answer`` returns when they are done."""
+        """Start ``steps`` steps; ``answer`` returns when they are done."""
         self.connection.send(steps)
 
     def answer(self) -> Any:
-        """What the process has to say next: at first what is to be known of its loop."""
+        """Receive the next message of the process; the first one holds facts about its loop."""
         try:
             found = self.connection.recv()
         except EOFError:
-            raise RunFailed("a loop of the benchmark died: is there enough memory for its processes?") from None
+            raise RunFailed("a process of the benchmark ended unexpectedly: is there enough memory?") from None
         if isinstance(found, Exception):
             raise found
         return found
 
     def close(self) -> None:
         """End the process."""
-        self.connection.close()  # which it reads as the end
+        self.connection.close()  # which tells the process to end
         self.process.join()
 
 
 def _serve(connection: Connection, make: Make, case: Case, settings: Settings, threads: int) -> None:
-    """The process of a ``Runner``."""
+    """What the process of a ``Runner`` executes."""
     torch.set_num_threads(threads)
     try:
         with make(case, settings) as (loop, facts):
@@ -184,7 +185,7 @@ def _serve(connection: Connection, make: Make, case: Case, settings: Settings, t
             while True:
                 loop(connection.recv())
                 connection.send(None)
-    except (EOFError, BrokenPipeError):  # nobody listens any more
+    except (EOFError, BrokenPipeError):  # the parent has closed the connection
         return
     except (UserError, RunFailed) as error:
         connection.send(error)
@@ -193,7 +194,7 @@ def _serve(connection: Connection, make: Make, case: Case, settings: Settings, t
 
 
 def together(runners: Sequence[Runner], steps: int) -> float:
-    """Steps a second of all runners together, from the common start to the end of the last."""
+    """Steps per second of all runners together, from the common start until the last one ends."""
     start = time.perf_counter()
     for runner in runners:
         runner.tell(steps)
@@ -203,7 +204,7 @@ def together(runners: Sequence[Runner], steps: int) -> float:
 
 
 def alone(loop: Loop, device: torch.device, enough: float) -> float:
-    """Steps a second of a loop that has nobody beside it, after one step, over ``enough`` seconds."""
+    """Steps per second of a loop that runs alone, after one warm-up step, measured over ``enough`` seconds."""
     first = seconds(lambda: loop(1), device)
     steps = max(2, math.ceil(enough / first))
     return steps / seconds(lambda: loop(steps), device)
@@ -211,7 +212,7 @@ def alone(loop: Loop, device: torch.device, enough: float) -> float:
 
 @contextlib.contextmanager
 def plain_loop(case: Case, settings: Settings) -> Iterator[Start]:
-    """The plain loop with the number of workers that was fastest in a short trial."""
+    """The plain loop, with the number of workers that was fastest in a short trial."""
     device = devices.resolve_device("auto")
     torch.backends.cudnn.benchmark = True
     enough = 0.1 if settings.quick else 3.0
@@ -226,13 +227,13 @@ def plain_loop(case: Case, settings: Settings) -> Iterator[Start]:
     tried = {workers: trial(workers) for workers in ([0, 1] if settings.quick else plain.worker_counts(cores))}
     best = max(tried, key=lambda workers: tried[workers][0])
     rate, loop = tried[best]
-    tried.clear()  # the other loaders' workers end
+    tried.clear()  # ends the workers of the other loaders
     yield loop, {"workers": best, "rate": rate}
 
 
 @contextlib.contextmanager
 def our_loop(case: Case, settings: Settings) -> Iterator[Start]:
-    """A run of ours, as a long one is set up; an epoch is cut to the steps that are wanted."""
+    """Our loop, set up as for a long run; an epoch is cut to the requested number of steps."""
     whole = dataset(settings)
     values = {"model": case.model, "width": case.width, "opt": case.opt, "batch": case.batch, "epochs": EPOCHS}
     values |= {"sam_m": "batch"} if case.opt == "sam" else {}

@@ -1,4 +1,4 @@
-"""What the parts of the benchmark share: settings, clocks, intervals, the machine, tables."""
+"""Code shared by the parts of the benchmark: settings, clocks, intervals, the machine, tables."""
 
 import os
 import time
@@ -20,9 +20,9 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``noisysam bench`` was asked for. ``rounds``: None leaves them to each part; ``quick``: tiny networks and
-    data, to see that everything runs; ``long``: the largest sizes too; ``peak_tflops``: of the device, in 10^12
-    operations a second, for the share of it that is used."""
+    """Settings of ``noisysam bench``. ``rounds``: None: each part's own; ``quick``: tiny networks and data, as
+    a test; ``long``: also the largest sizes; ``peak_tflops``: peak performance of the device, in 10^12 operations per
+    second, to compute the share that is used."""
 
     rounds: int | None = None
     quick: bool = False
@@ -31,7 +31,7 @@ class Settings:
     peak_tflops: float | None = None
 
     def times(self, own: int) -> int:
-        """How many rounds a part takes whose own choice is ``own``."""
+        """The number of rounds of a part whose own choice is ``own``."""
         return self.rounds or (2 if self.quick else own)
 
 
@@ -49,14 +49,14 @@ Tables = dict[str, list[Row]]  # title -> rows
 
 @dataclass(frozen=True)
 class Findings:
-    """What a part measured, and what it was measured on: ``facts``."""
+    """What a part measured, and under which conditions (``facts``)."""
 
     tables: Tables
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 def estimate(values: ArrayLike) -> Estimate:
-    """The median of one value a round. The interval is the percentile bootstrap's: BCa's jackknife fails on medians."""
+    """Median of one value per round, with a percentile bootstrap interval (BCa fails for medians)."""
     from scipy.stats import bootstrap
 
     numbers = np.asarray(values, dtype=float)
@@ -69,22 +69,22 @@ def estimate(values: ArrayLike) -> Estimate:
 
 
 def ratio(of: ArrayLike, to: ArrayLike) -> Estimate:
-    """Of the quotients round by round."""
+    """Estimate of the ratio, computed round by round."""
     return estimate(np.asarray(of, dtype=float) / np.asarray(to, dtype=float))
 
 
 def rounded(value: float) -> float:
-    """Four digits that count."""
+    """The value to four significant digits."""
     return float(f"{value:.4g}")
 
 
 def median(values: ArrayLike) -> float:
-    """The median over rounds, to four digits."""
+    """The median over rounds, to four significant digits."""
     return rounded(float(np.median(np.asarray(values, dtype=float))))
 
 
 def interleaved(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each case in turn, ``rounds`` times over; what a case returns, by round."""
+    """Run the cases in turn, ``rounds`` times; returns the values of each case by round."""
     found: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
@@ -93,7 +93,7 @@ def interleaved(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
 
 
 def seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
-    """Wall-clock time of ``work``, with what it left to the device done."""
+    """Wall-clock time of ``work``, including what it has queued on the device."""
     synchronise(device)
     start = time.perf_counter()
     work()
@@ -102,7 +102,7 @@ def seconds(work: Callable[[], object], device: torch.device | None = None) -> f
 
 
 def synchronise(device: torch.device | None) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its queue."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -111,7 +111,7 @@ def synchronise(device: torch.device | None) -> None:
 
 
 def machine(load: float) -> dict[str, Any]:
-    """What the figures were taken on and when: no name of a host, no path. ``load``: processes that ran before."""
+    """The machine and the date, without host name or paths. ``load``: load average before the measurement."""
     device = devices.resolve_device("auto")
     found = environment()
     return {
@@ -130,7 +130,7 @@ def machine(load: float) -> dict[str, Any]:
 
 
 def document(part: str, what: str, found: Findings, settings: Settings, load: float) -> dict[str, Any]:
-    """The JSON of a part."""
+    """The content of a part's JSON file."""
     asked: dict[str, Any] = {"quick": settings.quick, "long": settings.long, "peak_tflops": settings.peak_tflops}
     return {
         "part": part,
@@ -142,7 +142,7 @@ def document(part: str, what: str, found: Findings, settings: Settings, load: fl
 
 
 def markdown(tables: Mapping[str, Sequence[Row]]) -> str:
-    """Tables as Markdown, each under its title."""
+    """Format tables as Markdown, each below its title."""
     from tabulate import tabulate
 
     parts = []
@@ -154,7 +154,7 @@ def markdown(tables: Mapping[str, Sequence[Row]]) -> str:
 
 
 def text(value: Any) -> str:
-    """A cell: an estimate as 'median [low, high]', a list joined by commas, '-' for nothing."""
+    """Format a cell: an estimate as 'median [low, high]', a list joined by commas, '-' for None."""
     if value is None:
         return "-"
     if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""Memory: copies of the weights that an optimizer's step takes, bytes that a method keeps of each sample.
+"""Memory: copies of the weights that an optimizer's step needs, and bytes that a method keeps per sample.
 
-Both are counted, not sampled: on the CPU, once.
+Both are counted exactly, once, on the CPU.
 """
 
 from functools import cache
@@ -19,12 +19,12 @@ from noisysam.core.task import Task
 from noisysam.methods import METHODS, RunInfo, StageContext
 from noisysam.optim import OPTIMIZERS
 
-WIDTH, ROWS = 256, 4  # weights outweigh activations
+WIDTH, ROWS = 256, 4  # so that weights need far more memory than activations
 SAMPLES, CLASSES, FEATURES = 64, 10, 64
 
 
 def measure(settings: Settings) -> Findings:
-    """A row for every optimizer, a row for every method."""
+    """One row for every optimizer and for every method."""
     members = ("sgd", "sam", "adamw") if settings.quick else tuple(OPTIMIZERS)
     optimizers: list[Row] = [
         {
@@ -39,7 +39,7 @@ def measure(settings: Settings) -> Findings:
 
 
 class Wide(nn.Module):
-    """Four layers, a norm layer and a head."""
+    """Four wide layers, a norm layer and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Wide(nn.Module):
 
 @cache
 def step_copies(name: str) -> float:
-    """Largest number of bytes that an optimizer and its first six steps hold at a time, in copies of the weights."""
+    """Peak memory of an optimizer over its first six steps, in copies of the weights."""
 
     def loss(logits: Tensor, task: Task) -> Tensor:
         return F.cross_entropy(logits, task.labels, reduction="none")
@@ -84,8 +84,8 @@ def step_copies(name: str) -> float:
 
 
 def sample_bytes(name: str) -> str:
-    """What a method keeps of each sample through a training, in bytes: '8', '4 K', '4 + 4 K' (K classes), '-' for
-    nothing. Its buffers and its own parameters with default options, at n and 2 n samples of 10 and 20 classes."""
+    """Bytes that a method keeps per sample during a training: '8', '4 K', '4 + 4 K' (K classes), '-' for none. Counted
+    from its buffers and parameters with default options, for n and 2 n samples of 10 and 20 classes."""
     few, many = (state_bytes(name, 2 * SAMPLES, k) - state_bytes(name, SAMPLES, k) for k in (CLASSES, 2 * CLASSES))
     each = (many - few) // (SAMPLES * CLASSES)
     fixed = few // SAMPLES - CLASSES * each
@@ -93,7 +93,7 @@ def sample_bytes(name: str) -> str:
 
 
 def state_bytes(name: str, samples: int, classes: int) -> int:
-    """Bytes of a method's buffers and parameters as its first training begins."""
+    """Bytes of a method's buffers and parameters at the start of its first training."""
     options = methods.options(name, {})
     known = methods.noise_facts(name, options)
     facts = RunInfo(

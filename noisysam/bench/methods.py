@@ -1,7 +1,7 @@
-"""Time of every method's epoch over cross-entropy's, with SGD, in one process with one thread.
+"""Time of an epoch of every method relative to cross-entropy, with SGD, in one process with one thread.
 
-Each method goes through its trainings, an epoch each, and is measured in the last one, past its warm-up: epoch 150 of
-200. A real training on a few images: the data are small, the epoch is whole.
+Each method runs one epoch of each of its trainings and is measured in the last one, after its warm-up: epoch 150 of
+200. These are complete epochs of a real training on a small data set.
 """
 
 from typing import Any
@@ -15,13 +15,13 @@ from noisysam.training.progress import note
 from noisysam.training.trainer import Trainer
 
 EPOCHS, LATE = 200, 150
-STEPS = 10  # of a plain epoch
+STEPS = 10  # in an epoch of cross-entropy
 ROUNDS = 5
 QUICK = ("ce", "elr", "co-teaching", "dividemix", "nts")
 
 
 def measure(settings: Settings) -> Findings:
-    """A row for every registered method."""
+    """One row for every registered method."""
     names = [name for name in METHODS if not settings.quick or name in QUICK]
     batch, model, width = (8, "resnet8", 0.25) if settings.quick else (BATCH, "resnet20", 1.0)
     images, validation = STEPS * batch, batch
@@ -65,7 +65,7 @@ def measure(settings: Settings) -> Findings:
 
 
 def walked(config: RunConfig, data: Dataset) -> tuple[Trainer, list[int]]:
-    """A run in its last training, after a short epoch of each; the epochs that each training would take."""
+    """A run in its last training, after one epoch of each; the length of each training in epochs."""
     run, lengths = trainer(config, data, begun=False), []
     context = StageContext(lambda which: run.evaluator.reported(run.reported))
     for number, stage in enumerate(run.method.stages(context)):
@@ -76,14 +76,14 @@ def walked(config: RunConfig, data: Dataset) -> tuple[Trainer, list[int]]:
 
 
 class Late:
-    """An epoch past every warm-up, again and again; its time. ``line``: what the last one says of itself."""
+    """Repeats an epoch after the warm-up and returns its time. ``line``: the measurements of the last one."""
 
     def __init__(self, run: Trainer) -> None:
         self.run = run
         self.train()
 
     def train(self) -> None:
-        """The epoch."""
+        """Train the epoch."""
         self.line: dict[str, Any] = self.run.train_epoch(LATE)
 
     def __call__(self) -> float:

@@ -1,5 +1,5 @@
-"""The plain loop that ours is measured against: torchvision's transforms of PIL images in a DataLoader, float32, the
-default memory format, torch's own layers and optimizers, the loss read in each step; as public repositories write it.
+"""The plain loop for comparison, as public repositories write it: torchvision's transforms of PIL images in a
+DataLoader, float32, the default memory format, torch's own layers and optimizers, the loss read in every step.
 """
 
 import math
@@ -20,7 +20,7 @@ from noisysam.models.blocks import LastActivation
 
 
 class Images(data.Dataset[tuple[Tensor, int]]):
-    """As torchvision.datasets.CIFAR10 gives them: a PIL image, transformed, and its label."""
+    """Transformed PIL images with their labels, as torchvision.datasets.CIFAR10 returns them."""
 
     def __init__(self, dataset: Dataset, transform: Callable[[Image.Image], Tensor]) -> None:
         self.images: NDArray[np.uint8] = dataset.train_images.numpy()
@@ -35,7 +35,7 @@ class Images(data.Dataset[tuple[Tensor, int]]):
 
 
 def transform(policy: str, dataset: Dataset) -> Callable[[Image.Image], Tensor]:
-    """torchvision's counterpart of an augmentation policy of ours."""
+    """torchvision's equivalent of an augmentation policy."""
     from torchvision import transforms as t
 
     further = {
@@ -53,7 +53,7 @@ def transform(policy: str, dataset: Dataset) -> Callable[[Image.Image], Tensor]:
 def batches(
     dataset: Dataset, policy: str, rows: int, workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches on the device without end, epoch after epoch; the workers stay from one epoch to the next."""
+    """Endless batches on the device; the workers are kept from one epoch to the next."""
     loader = data.DataLoader(
         Images(dataset, transform(policy, dataset)),
         batch_size=rows,
@@ -69,12 +69,12 @@ def batches(
 
 
 def worker_counts(cores: int) -> list[int]:
-    """Numbers of workers that are tried: 0, 1, 2, 4, ... and all cores."""
+    """The numbers of workers to try: 0, 1, 2, 4, ... and the number of cores."""
     return sorted({0, *(2**k for k in range(int(math.log2(cores)) + 1)), cores})
 
 
 def network(name: str, width: float, device: torch.device) -> nn.Module:
-    """The same architecture and weights as ours, of torch's own layers."""
+    """The same architecture and weights, built from torch's own layers."""
     module = models.build(name, 10, width=width)
     for parent in list(module.modules()):
         for child_name, child in parent.named_children():
@@ -88,19 +88,19 @@ def network(name: str, width: float, device: torch.device) -> nn.Module:
 
 
 def sam_class() -> Callable[..., torch.optim.Optimizer]:
-    """``pytorch_optimizer``'s SAM; ``UserError`` where it is not installed."""
+    """SAM of ``pytorch_optimizer``; ``UserError`` if that is not installed."""
     try:
         from pytorch_optimizer import SAM
     except ImportError:
         raise UserError(
-            "the plain loop's SAM is pytorch_optimizer's: pip install 'noisysam[bench]', or name other parts than loop"
+            "the plain loop needs pytorch_optimizer: pip install 'noisysam[bench]', or choose other parts than loop"
         ) from None
     found: Callable[..., torch.optim.Optimizer] = SAM
     return found
 
 
 def optimizer(name: str, module: nn.Module) -> torch.optim.Optimizer:
-    """torch's SGD, or ``pytorch_optimizer``'s SAM around it."""
+    """SGD of torch, or SAM of ``pytorch_optimizer`` around it."""
     settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
     if name == "sgd":
         return torch.optim.SGD(module.parameters(), **settings)
@@ -108,7 +108,7 @@ def optimizer(name: str, module: nn.Module) -> torch.optim.Optimizer:
 
 
 def loop(module: nn.Module, opt: str, source: Iterator[tuple[Tensor, Tensor]]) -> Callable[[int], None]:
-    """A function that takes so many steps."""
+    """A function that takes a given number of steps."""
     rule, criterion = optimizer(opt, module), nn.CrossEntropyLoss()
     module.train()
 

@@ -1,4 +1,4 @@
-"""Is bf16 as good as fp32? Two finished studies, paired by row and seed, tested for equivalence.
+"""Test whether bf16 is as accurate as fp32: two finished studies, paired by row and seed, tested for equivalence.
 
     noisysam sweep experiments/precision-fp32.yaml
     noisysam sweep experiments/precision-bf16.yaml

@@ -1,5 +1,5 @@
-"""What Ray costs: images/s of the whole, from the first command to the last result, for the same cells trained by Ray
-with several workers, and by as many shell loops of plain ``noisysam run``, in interleaved rounds.
+"""Overhead of Ray: images per second, from the first command to the last result, of the same cells trained by Ray with
+several workers and by as many shell loops of ``noisysam run``, in interleaved rounds.
 
     python -m noisysam.bench.ray_overhead                          # two workers, five rounds; an hour on two cores
     python -m noisysam.bench.ray_overhead --cells 4 --epochs 2 --rounds 2 --dataset digits
@@ -31,7 +31,7 @@ seeds: {seeds}
 
 
 def flags(cell: Cell) -> list[str]:
-    """The cell as flags of ``noisysam run``."""
+    """The cell as options of ``noisysam run``."""
     changed = cell.config.model_dump(mode="json", exclude_unset=True)
     return [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--subset", type=int, default=None, help="training images  [default: 5000; digits: 1000]")
     parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--out", type=Path, help="write what was measured as JSON")
+    parser.add_argument("--out", type=Path, help="write the measurements as JSON")
     asked = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="ray-overhead-"))
     subset = asked.subset or (1000 if asked.dataset == "digits" else 5000)
@@ -61,7 +61,7 @@ def main() -> None:
         return subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def all_of(commands: list[list[str]]) -> float:
-        """Images a second, from the start of the first command to the end of the last."""
+        """Images per second, from the start of the first command to the end of the last."""
 
         def work_off() -> None:
             started = [run(command) for command in commands]
@@ -83,7 +83,7 @@ def main() -> None:
 
     def plain() -> float:
         loops = []
-        for k in range(asked.workers):  # dealt as Ray would: the dear ones spread evenly
+        for k in range(asked.workers):  # as Ray would assign them: expensive cells spread evenly
             mine = sorted(cells, key=lambda cell: cell.row)[k :: asked.workers]
             loops.append(["sh", "-ec", "\n".join(shlex.join([*here, "run", *kept, *flags(cell)]) for cell in mine)])
         return all_of(loops)
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def study_is_done(store: Path, cell: Cell) -> bool:
-    """Whether the very run of a cell is in the store: plain commands must train what the study asks for."""
+    """Whether the run of a cell is in the store; the plain commands must train the same runs as the study."""
     path = store / cell.key / "record.json"
     return path.exists() and json.loads(path.read_text())["status"] == "finished"
 

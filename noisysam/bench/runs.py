@@ -1,4 +1,4 @@
-"""What the parts of the benchmark train on: data, and runs of ours that are begun and not finished."""
+"""Data for the benchmark, and runs that are started but not finished."""
 
 import torch
 
@@ -13,7 +13,7 @@ from noisysam.training.trainer import Trainer
 
 
 def dataset(settings: Settings) -> Dataset:
-    """CIFAR-10 where it is found, else generated images of its shape; a few of those for a quick look."""
+    """CIFAR-10 if it is found, else generated images of its shape; with ``quick``, a few generated images."""
     if settings.quick:
         return generated(512, 64)
     try:
@@ -23,7 +23,7 @@ def dataset(settings: Settings) -> Dataset:
 
 
 def generated(train: int, test: int) -> Dataset:
-    """Random pixels in CIFAR-10's shape, labels in turn."""
+    """Random images of CIFAR-10's shape, with labels 0, 1, ..., 9, 0, ..."""
     generator = torch.Generator().manual_seed(0)
 
     def images(n: int) -> torch.Tensor:
@@ -43,7 +43,7 @@ def part_of(whole: Dataset, train: int, test: int) -> Dataset:
 
 
 def trainer(config: RunConfig, data: Dataset, begun: bool = True) -> Trainer:
-    """A trainer on ``data``, unless told otherwise with its first stage begun."""
+    """A trainer on ``data``; if ``begun``, in its first stage."""
     problem = prepare(config, data)
     made = Trainer(config, problem, devices.resolve(config, config.epochs * len(problem.train)))
     if begun:

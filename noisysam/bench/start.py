@@ -1,5 +1,5 @@
-"""From the command to what it first does: ``--help`` to its end, ``run`` to the end of its first training step, new and
-resumed. Each is a process of its own, timed from outside, with one thread.
+"""Start-up time: ``--help`` until it ends, and ``run`` until the end of its first training step, for new and resumed
+runs. Each is timed as a separate process with one thread.
 """
 
 import os
@@ -34,11 +34,11 @@ def step(self, stage, epoch, number, of):
 
 progress.Display.step = step
 cli.main()
-"""  # the command itself, ended by the first step of an epoch
+"""  # the real command, which ends itself in the first step of an epoch
 
 
 def measure(settings: Settings) -> Findings:
-    """Seconds to each point. ``cold``: nothing compiled is kept from earlier; ``warm``: all of it."""
+    """Seconds of each case. ``cold``: with an empty compiler cache; ``warm``: with a full one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         digits = ["--dataset", "digits", "--model", "resnet8", "--epochs", "10"]
@@ -63,7 +63,7 @@ def measure(settings: Settings) -> Findings:
         for label, case in cases.items():
             note(f"  {label}")
             if "cold" not in label:
-                case()  # files are in the system's cache, the tracking store is there
+                case()  # warm up: file cache, tracking store
         found = interleaved(cases, settings.times(ROUNDS))
     rows: list[Row] = [{"command": label, "seconds": estimate(spent)} for label, spent in found.items()]
     facts = {
@@ -76,7 +76,7 @@ def measure(settings: Settings) -> Findings:
 
 
 def data_flags(settings: Settings, folder: Path) -> list[str]:
-    """The flags for CIFAR-10, or for a file of generated images of its shape."""
+    """The options for CIFAR-10, or for a file of generated images of its shape."""
     data = dataset(settings)
     if data.name != "generated":
         return ["--dataset", "cifar10", *(["--data-dir", str(settings.data_dir)] if settings.data_dir else [])]
@@ -86,7 +86,7 @@ def data_flags(settings: Settings, folder: Path) -> list[str]:
 
 
 def new(folder: Path, arguments: Sequence[str], cold: bool = False) -> Callable[[], float]:
-    """A run that begins, in a store of its own."""
+    """A new run, in its own store."""
 
     def once() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as store, tempfile.TemporaryDirectory(dir=folder) as empty:
@@ -97,7 +97,7 @@ def new(folder: Path, arguments: Sequence[str], cold: bool = False) -> Callable[
 
 
 def resumed(folder: Path, arguments: Sequence[str]) -> Callable[[], float]:
-    """A run that was ended in its second epoch, at the first call, and goes on there; as often as wanted."""
+    """A run that was stopped in its second epoch (by the first call) and resumes there in every call."""
     store = Path(tempfile.mkdtemp(dir=folder))
     return lambda: to_step(folder, store, arguments, epoch=1, cache=str(folder / "compiled"))
 
@@ -110,10 +110,10 @@ def to_step(folder: Path, store: Path, arguments: Sequence[str], epoch: int, cac
 
 
 def finished(command: Sequence[str], environment: Mapping[str, str] | None = None, said: str | None = None) -> float:
-    """Seconds until a command has ended, or has ``said`` a line; ``RunFailed`` where it failed."""
+    """Seconds until a command ends or prints the line ``said``; ``RunFailed`` if it fails."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     start = time.perf_counter()
-    lines = ["it said nothing"]
+    lines = ["it printed nothing"]
     with subprocess.Popen(
         command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

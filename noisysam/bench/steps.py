@@ -1,8 +1,9 @@
-"""Time of every optimizer's step over SGD's, on one network and batch, in one process with one thread.
+"""Time of a step of every optimizer relative to SGD, on one network and batch, in one process with one thread.
 
-Each round takes some steps of every optimizer in turn, so that most follow their like as in a run, or periods of steps
-where they differ (LookSAM). Members perturb the whole batch (m = batch) unless the case says otherwise, and are past
-their warm-up. A method that plans would add a forward where a step does not begin at w (msam, extrap-sgd, sam-random).
+Each round takes a few steps of every optimizer in turn, so that most steps follow one of the same kind, as in a run; if
+the steps of an optimizer differ (LookSAM), it takes whole periods of them. Optimizers perturb the whole batch
+(m = batch) unless the case says otherwise, and are past their warm-up. A method that plans would add a forward pass if
+a step does not begin at the unperturbed weights (msam, extrap-sgd, sam-random).
 """
 
 from collections.abc import Callable
@@ -24,15 +25,15 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "esam mask=tensor": ("esam", {"mask": "tensor"}),
 }
 SOME = ("sgd", "sam", "sam m=32", "sam-on", "esam", "esam mask=tensor", "mesa")
-CHEAP = (*SOME, "looksam", "saf", "msam", "extrap-sgd")  # and the others that promise to cost less than SAM
+CHEAP = (*SOME, "looksam", "saf", "msam", "extrap-sgd")  # and the others that are designed to cost less than SAM
 AFTER_WARMUP = 100  # epoch
 ROUNDS = 10
-TURN = 3  # steps, or periods of them, that a case takes in its turn
+TURN = 3  # steps (or periods of steps) per case and round
 
 
 @dataclass(frozen=True)
 class Network:
-    """What the steps are taken on; ``only``: the cases, None for all."""
+    """A network to measure steps on. ``only``: its cases, None for all."""
 
     model: str
     width: float = 1.0
@@ -41,13 +42,13 @@ class Network:
 
     @property
     def label(self) -> str:
-        """As the table names it."""
+        """Its name in the table."""
         width = "" if self.width == 1 else f" x {self.width:g}"
         return f"{self.model}{width}, {'compiled' if self.compile else 'eager'}"
 
 
 NETWORKS = (
-    Network("resnet8", width=2, only=CHEAP),  # of the studies in experiments/cpu-small*.yaml
+    Network("resnet8", width=2, only=CHEAP),  # the network of experiments/cpu-small*.yaml
     Network("resnet20"),
     Network("resnet32", compile=True, only=SOME),
     Network("resnet18", compile=True, only=SOME),
@@ -56,12 +57,12 @@ QUICK = (Network("resnet8", width=0.25, only=("sgd", "sam", "sam m=32", "looksam
 
 
 def cases() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Every member, and some further settings."""
+    """Every optimizer, and some further settings."""
     return {"sgd": ("sgd", {}), **{name: (name, {}) for name in optim.OPTIMIZERS}, **FURTHER}
 
 
 def measure(settings: Settings) -> Findings:
-    """A column for each network, a row for every case."""
+    """One column for each network, one row for each case."""
     rows: dict[str, Row] = {}
     speeds: list[Row] = []
     batch = 64 if settings.quick else BATCH
@@ -86,7 +87,7 @@ def measure(settings: Settings) -> Findings:
 
 
 def step_times(network: Network, batch: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a step of each case, by round."""
+    """Seconds per step of each case, by round."""
     steps = {n: stepper(network, batch, *c) for n, c in cases().items() if network.only is None or n in network.only}
     for step in steps.values():
         step(), step()
@@ -94,7 +95,7 @@ def step_times(network: Network, batch: int, rounds: int) -> dict[str, list[floa
 
 
 def stepper(network: Network, batch: int, name: str, options: dict[str, Any]) -> Callable[[], float]:
-    """A function that takes a turn of steps, on a network of its own; returns the seconds a step."""
+    """A function that takes the steps of one round on its own network and returns the seconds per step."""
     device = devices.resolve_device("auto")
     precision = "bf16" if devices.native_bf16(device) else "fp32"
     generator = torch.Generator().manual_seed(0)

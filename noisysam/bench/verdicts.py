@@ -1,13 +1,13 @@
-"""How often are the verdicts of reports wrong? Simulated studies whose truth is known.
+"""How often are verdicts wrong? Measured on simulated studies whose truth is known.
 
     python -m noisysam.bench.verdicts
 
-Each study has 3, 4 or 5 planned seeds. A figure is its true value, an effect of the seed that all rows share, and noise
-of its run that grows with the noise rate. Where the column `right` is empty, the truth lies on the edge between true
-and false, the worst case for both wrong verdicts. Claims are judged on the planned seeds; for some of them a researcher
-also looks before those are all there, and then adds seeds, up to 20, until the claim is supported. The last line lets
-added seeds count, which verdicts do not. Prints shares in percent with 99 % Clopper-Pearson intervals; fails where one
-of a wrong verdict lies above 5 %. About two minutes on one core.
+Each study has 3, 4 or 5 planned seeds. An accuracy is the sum of its true value, an effect of the seed that all rows
+share, and noise of the run that grows with the noise rate. Where the column `right` is empty, the truth lies on the
+boundary between true and false, the worst case for both wrong verdicts. Claims are judged on the planned seeds; for
+some of them a simulated researcher also looks before all planned seeds are there, and then adds seeds, up to 20, until
+the claim is supported. The last line counts added seeds, which verdicts do not. Prints shares in percent with 99 %
+Clopper-Pearson intervals; fails if an interval of a wrong verdict lies above 5 %. About two minutes on one core.
 """
 
 import argparse
@@ -34,8 +34,8 @@ LOOKS = (2, 3, 4, 5, 8, 13, 20)
 
 @dataclass(frozen=True)
 class Scenario:
-    """A claim, the true accuracy of each row at each rate (points), and whether that makes it true; sought: an edge
-    where the researcher tries too."""
+    """A claim, the true accuracy of each row at each rate (points), and whether the claim is then true; sought: on the
+    boundary, and the researcher adds seeds."""
 
     claim: Claim
     what: str
@@ -45,7 +45,7 @@ class Scenario:
 
 @dataclass
 class Tally:
-    """How often the planned seeds gave each verdict, and how often looking and adding gave `supported`."""
+    """Counts of each verdict on the planned seeds, and of `supported` by looking and adding seeds."""
 
     supported: int = 0
     contradicted: int = 0
@@ -60,13 +60,13 @@ BASE = (70.0, 60.0, 40.0)
 
 
 def rows(**gains: tuple[float, float, float]) -> dict[str, tuple[float, float, float]]:
-    """Rows that are better than B by so many points, and B."""
+    """B, and rows that are better than B by the given points."""
     above = {row: (BASE[0] + g[0], BASE[1] + g[1], BASE[2] + g[2]) for row, g in gains.items()}
     return {**above, "B": BASE}
 
 
 def profile(*falls: tuple[float, float, float]) -> dict[str, tuple[float, float, float]]:
-    """Rows r0, r1, ... that fall short of 60 by so many points."""
+    """Rows r0, r1, ... that are below 60 by the given points."""
     return {f"r{k}": (60 - fall[0], 60 - fall[1], 60 - fall[2]) for k, fall in enumerate(falls)}
 
 
@@ -120,7 +120,7 @@ SCENARIOS = (
 
 
 def simulate(scenario: Scenario, studies: int, rng: np.random.Generator, added_count: bool = False) -> Tally:
-    """Judge ``studies`` of a scenario. ``added_count``: as if all seeds that are there had been planned."""
+    """Judge simulated studies of a scenario. ``added_count``: treat all seeds as planned."""
     tally = Tally()
     names, seeds = list(scenario.means), range(LOOKS[-1])
     true = np.array([scenario.means[row] for row in names])  # rows, rates

@@ -1,4 +1,4 @@
-"""The group of the commands, and what several of them share."""
+"""The command group, and options that several commands share."""
 
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ store_option = click.option(
 )  # fmt: skip
 tracking_options = [
     click.option("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"),
-    click.option("--no-track", is_flag=True, help="do not send anything to MLflow"),
+    click.option("--no-track", is_flag=True, help="do not use MLflow"),
 ]
-json_option = click.option("--json", "as_json", is_flag=True, help="one JSON object as the last line of stdout")
+json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
 
 
 def tracked(command: Any) -> Any:
-    """Add the options of tracking."""
+    """Add the tracking options to a command."""
     for option in reversed(tracking_options):
         command = option(command)
     return command
@@ -29,18 +29,18 @@ def tracked(command: Any) -> Any:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__)
 def cli() -> None:
-    """How well do neural networks survive wrong training labels? SAM, SGD and noise-robust methods, compared honestly.
+    """Measure how well neural networks learn from wrong labels: SGD, SAM and noise-robust methods, compared fairly.
 
     \b
-    noisysam run --noise 0.8 --opt sam     one run
-    noisysam sweep STUDY.yaml              a study; then: noisysam report STUDY
-    noisysam ui                            the runs, side by side in MLflow
+    noisysam run --noise 0.8 --opt sam     train one run
+    noisysam sweep STUDY.yaml              train a study; then: noisysam report STUDY
+    noisysam ui                            show the runs in MLflow
     """
 
 
 def store_uri(tracking_uri: str | None, no_track: bool, experiment: str) -> str | None:
-    """The tracking store, opened (created and migrated) before anything starts; None where tracking is off. A store
-    that is away does not stop a training."""
+    """Open the tracking store (create or migrate it) before anything starts; None if tracking is off. If the store
+    cannot be reached, a warning is printed and training continues."""
     if no_track:
         return None
     from noisysam import tracking
@@ -50,5 +50,5 @@ def store_uri(tracking_uri: str | None, no_track: bool, experiment: str) -> str 
     try:
         tracking.open_store(uri, experiment)
     except RunFailed as error:
-        note(f"noisysam: warning: {error}; training goes on, and `noisysam track --sync` sends the record later")
+        note(f"noisysam: warning: {error}; training continues; `noisysam track --sync` sends the record later")
     return uri

@@ -1,4 +1,4 @@
-"""What there is: the components by their registrations, and the machine."""
+"""The registered components and the machine, as data, as tables and as generated parts of pages."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ from noisysam.core.registry import summary
 
 
 def entries(what: str) -> list[dict[str, Any]]:
-    """Name, line, source and options of every component of a kind."""
+    """Name, summary, source and options of every component of a kind."""
     from noisysam import data, methods, models, noise, optim, probes
 
     registry: Any = {
@@ -40,7 +40,7 @@ def entries(what: str) -> list[dict[str, Any]]:
     return found
 
 
-LEDGER = ("Equation", "Code", "Deviation", "State", "Checked")  # paragraphs of a docstring, columns of a page
+LEDGER = ("Equation", "Code", "Deviation", "State", "Checked")  # paragraphs of a docstring
 
 
 def ledger(item: object) -> dict[str, str]:
@@ -58,22 +58,22 @@ def ledger(item: object) -> dict[str, str]:
 
 
 def details(entry: dict[str, Any]) -> list[str]:
-    """What an optimizer costs, where it is SGD and what it needs, in lines for the terminal."""
+    """Lines for the terminal: cost of an optimizer, the options for which it equals SGD, and its requirements."""
     if "passes" not in entry:
         return []
-    passes = f"{entry['forwards']:g} forwards, {entry['backwards']:g} backwards a step"
+    passes = f"{entry['forwards']:g} forwards, {entry['backwards']:g} backwards per step"
     lines = [f"{passes}; memory beyond SGD's: {entry['copies']:g} copies of the weights"]
     if entry["null"]:
-        lines.append(f"SGD where {settings(entry['null'])}")
+        lines.append(f"equals SGD for {settings(entry['null'])}")
     if entry["needs"]:
         from noisysam.optim import NEEDS
 
-        lines.append(f"needs {'; '.join(NEEDS[need] for need in entry['needs'])}")
+        lines.append(f"requires {'; '.join(NEEDS[need] for need in entry['needs'])}")
     return lines
 
 
 def diagnosis(data_dir: Path | None) -> dict[str, Any]:
-    """Versions, devices, precision and threads that ``auto`` takes, and where data are looked for."""
+    """Versions, devices, precision and threads that ``auto`` selects, and the data that were found."""
     import torch
 
     from noisysam.core.environment import environment
@@ -97,51 +97,38 @@ def diagnosis(data_dir: Path | None) -> dict[str, Any]:
     }
 
 
+COLUMNS = {
+    "methods": ("name", "what it does", "networks", "bytes per sample", "source"),
+    "optimizers": ("name", "what it does", "forwards + backwards", "memory", "SGD for", "source"),
+}
+
+
 def table(what: str) -> str:
-    """The components of a kind as a Markdown table."""
-    columns = {
-        "methods": ("name", "what it does", "networks", "bytes a sample", "options (default)", "source"),
-        "optimizers": (
-            "name",
-            "what it does",
-            "forwards + backwards a step",
-            "memory",
-            "SGD where",
-            "options (default)",
-            "source",
-        ),
-        "optimizer-ledger": ("name", *LEDGER, "source"),
-        "method-ledger": ("name", *LEDGER, "source"),
-    }.get(what, ("name", "what it is", "source"))
-    rows = [columns]
-    for entry in entries(f"{what.removesuffix('-ledger')}s" if what.endswith("-ledger") else what):
-        options = ", ".join(f"{o['name']} ({o['default']})" for o in entry.get("options", [])) or "-"
+    """The methods or the optimizers as a Markdown table."""
+    rows = [COLUMNS[what]]
+    for entry in entries(what):
         cells = [f"`{entry['name']}`", entry["summary"].rstrip(".")]
         if what == "methods":
             from noisysam.bench.memory import sample_bytes
 
-            cells += [str(entry["networks"]), sample_bytes(entry["name"]), options]
-        if what == "optimizers":
-            cells += [" + ".join(entry["passes"]), f"{entry['copies']:g}", settings(entry["null"]) or "-", options]
-        if what.endswith("-ledger"):
-            cells[1:] = [entry["ledger"].get(name, "-") for name in LEDGER]
+            cells += [str(entry["networks"]), sample_bytes(entry["name"])]
+        else:
+            cells += [" + ".join(entry["passes"]), f"{entry['copies']:g}", settings(entry["null"]) or "-"]
         rows.append((*cells, entry["source"]))
-    used = [column for column in zip(*rows, strict=True) if set(column[1:]) != {"-"}]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in zip(*used, strict=True)]
-    return "\n".join([lines[0], "|" + " --- |" * len(used), *lines[1:]])
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def settings(values: dict[str, Any]) -> str:
-    """Options in a few words: 'rho=0, m=batch'."""
+    """Options as text: 'rho=0, m=batch'."""
     return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
 
 
 def generated(text: str, root: Path) -> str:
-    """A Markdown text with its generated parts brought up to date.
+    """Update the generated parts of a Markdown text.
 
-    ``<!-- table: methods -->`` ... ``<!-- end -->`` holds the table of a kind, ``<!-- file: PATH -->`` the content of
-    a generated file, from its first table on to the end of that table, ``<!-- bench: PATH -->`` the tables of a part
-    of the benchmark (``noisysam bench``).
+    ``<!-- table: methods -->`` ... ``<!-- end -->`` holds the table of a kind, ``<!-- file: PATH -->`` the main table
+    of a report, and ``<!-- bench: PATH -->`` the tables of a part of the benchmark (``noisysam bench``).
     """
 
     def part(match: re.Match[str]) -> str:
@@ -160,7 +147,7 @@ def generated(text: str, root: Path) -> str:
 
 
 def first_table(text: str) -> str:
-    """The first Markdown table under the heading that begins with 'Last epoch' or else of the text."""
+    """The first Markdown table below the heading that mentions the last epoch, or else of the text."""
     lines = text.splitlines()
     heads = [i for i, line in enumerate(lines) if line.startswith("#") and "last epoch" in line.lower()]
     rows = itertools.dropwhile(lambda line: not line.startswith("|"), lines[heads[0] if heads else 0 :])

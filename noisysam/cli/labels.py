@@ -1,4 +1,4 @@
-"""Commands on label files."""
+"""Commands for label files."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,9 @@ from noisysam.cli.base import cli, json_option
 from noisysam.core.errors import UserError
 
 
-@cli.group(short_help="Make, show and verify label files.")
+@cli.group(short_help="Create, show and verify label files.")
 def noise() -> None:
-    """Noisy labels as files: made once, shared, verified."""
+    """Create, show and verify files of noisy labels."""
 
 
 @noise.command("make")
@@ -20,19 +20,19 @@ def noise() -> None:
 @click.option("--dataset", default="cifar10", show_default=True)
 @click.option("--data-dir", type=click.Path(path_type=Path))
 @click.option("--type", "kind", default="symmetric", show_default=True, help="see `noisysam list noise`")
-@click.option("--rate", type=float, default=0.0, show_default=True, help="share of selected samples")
+@click.option("--rate", type=float, default=0.0, show_default=True, help="share of samples to select")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--draw", type=click.Choice(["exact", "bernoulli"]), default="exact", show_default=True)
 @json_option
 def noise_make(
     file: Path, dataset: str, data_dir: Path | None, kind: str, rate: float, seed: int, draw: str, as_json: bool
 ) -> None:
-    """Draw noisy labels for a data set and write FILE (.npz) and a CSV beside it."""
+    """Draw noisy labels for a data set. Writes FILE (.npz) and a CSV file beside it."""
     from noisysam import data
     from noisysam import noise as labels
 
     if file.suffix != ".npz":
-        raise UserError(f"{file}: a label file ends in .npz")
+        raise UserError(f"{file}: the name of a label file must end in .npz")
     of = data.load(dataset, data_dir)
     noisy = labels.make(
         kind, of.train_labels.numpy(), of.classes, rate=rate, seed=seed, draw=draw,
@@ -46,7 +46,7 @@ def noise_make(
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 def noise_show(file: Path, as_json: bool) -> None:
-    """The card of a label file: rates, matrix, digests."""
+    """Show the facts about a label file: rates, transition matrix, digests."""
     from noisysam import noise as labels
 
     _show_card(labels.load(file).card(), as_json)
@@ -67,10 +67,10 @@ def _show_card(card: dict[str, Any], as_json: bool) -> None:
 
 @noise.command("verify")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--dataset", help="compare with this data set's labels")
+@click.option("--dataset", help="also compare with the labels of this data set")
 @click.option("--data-dir", type=click.Path(path_type=Path))
 def noise_verify(file: Path, dataset: str | None, data_dir: Path | None) -> None:
-    """Check a label file against its digests, its definition and a data set."""
+    """Check a label file against its checksum, its definition and, optionally, a data set."""
     from noisysam import data
     from noisysam import noise as labels
 

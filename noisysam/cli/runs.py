@@ -1,4 +1,4 @@
-"""Commands on runs: train one, compare some, look inside them."""
+"""Commands for runs: train, compare, probe."""
 
 import json
 import shlex
@@ -12,13 +12,13 @@ from noisysam.cli.base import cli, json_option, store_option, store_uri, tracked
 from noisysam.cli.options import ConfigCommand, ProbeCommand, configured, pairs
 
 
-@cli.command(cls=ConfigCommand, short_help="Train one configuration.")
+@cli.command(cls=ConfigCommand, short_help="Train one run.")
 @store_option
 @tracked
-@click.option("--experiment", default="noisysam", show_default=True, help="MLflow experiment")
+@click.option("--experiment", default="noisysam", show_default=True, help="name of the MLflow experiment")
 @json_option
-def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, as_json: bool, **flags: Any) -> None:
-    """Train one configuration; a finished one is shown as stored, an interrupted one resumes."""
+def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, as_json: bool, **given: Any) -> None:
+    """Train one run. If it has finished before, its stored result is shown; if it was interrupted, it resumes."""
     from noisysam.runs.config import validate
     from noisysam.runs.presets import PRESETS
     from noisysam.runs.summary import run_name
@@ -28,16 +28,16 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
     from noisysam.training.fit import fit
     from noisysam.training.progress import Display, note
 
-    with ProcessGroup.of_torchrun() as processes:  # of several processes the first alone is seen
-        config = validate(configured(flags))
+    with ProcessGroup.of_torchrun() as processes:  # of several processes, only the first one prints and tracks
+        config = validate(configured(given))
         if not processes.first:
             fit(config, store=store, processes=processes)
             return
         device = resolve_device(config.device)
-        note(f"{run_name(config)}: a forecast follows the first steps")
+        note(f"{run_name(config)}: an estimate of the duration follows after the first steps")
         if config.preset is not None:
             preset = PRESETS[config.preset]
-            unpublished = "; not published, and set by us:" * bool(preset.unpublished)
+            unpublished = "; not published, chosen here:" * bool(preset.unpublished)
             note(f"preset {config.preset}: {preset.source}{unpublished}")
             for name, value in preset.unpublished.items():
                 note(f"  {name}: {value}")
@@ -48,7 +48,7 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
                 config, store=store, tracker=tracker_for(uri, experiment), progress=display, processes=processes
             )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("stopped; the last whole epoch is saved: the same command resumes") from None
+            raise KeyboardInterrupt("stopped after the last complete epoch; the same command resumes") from None
         finally:
             display.close()
     if not as_json:
@@ -58,7 +58,7 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
 
 
 def show_result(record: dict[str, Any]) -> None:
-    """A run's figures, as a person reads them."""
+    """Print the results of a run."""
     from noisysam.training.progress import duration, percent
 
     figures, spent, noise = record["results"], record["cost"], record["noise"]
@@ -74,7 +74,7 @@ def show_result(record: dict[str, Any]) -> None:
         f"  best on test (oracle)                {percent(figures['best'])} %  (epoch {figures['best_epoch'] + 1})"
     )
     click.echo(
-        f"  wrong labels learnt / put right      {percent(figures['memorised'])} / {percent(figures['recovered'])} %"
+        f"  wrong labels memorised / recovered   {percent(figures['memorised'])} / {percent(figures['recovered'])} %"
     )
     passes = f"{spent['gradient_evaluations']:.2f} gradient evaluations per image"
     click.echo(
@@ -83,14 +83,14 @@ def show_result(record: dict[str, Any]) -> None:
     )
 
 
-@cli.command(short_help="Runs side by side, in the terminal.")
+@cli.command(short_help="Compare runs in the terminal.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
 @store_option
 @json_option
 def compare(runs: tuple[str, ...], store: Path, as_json: bool) -> None:
-    """Where finished runs differ in their settings, and their figures; a RUN is a key, or the beginning of one.
+    """Show the settings in which finished runs differ, and their results. RUN is a run key or a unique prefix of one.
 
-    The figures of the second run and later carry their difference from the first.
+    Results of the second and later runs include the difference from the first.
     """
     from noisysam.runs import compare as comparison
     from noisysam.runs.record import find_run
@@ -105,18 +105,18 @@ def compare(runs: tuple[str, ...], store: Path, as_json: bool) -> None:
 
         page = comparison_page(folders)
         if page is not None:
-            click.echo(f"\nin MLflow, while `noisysam ui` serves: {page}")
+            click.echo(f"\nin MLflow, while `noisysam ui` is running: {page}")
 
 
-@cli.command(cls=ProbeCommand, short_help="Look inside trained networks.")
+@cli.command(cls=ProbeCommand, short_help="Measure properties of trained networks.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @store_option
 @tracked
 @click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data sets")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto")
 @click.option("--plugin", type=click.Path(path_type=Path), help="Python file that the runs were trained with")
-@click.option("--option", multiple=True, metavar="KEY=VALUE", help="see `noisysam list probes`; repeatable")
-@click.option("--out", type=click.Path(path_type=Path), help="draw the landscapes of the runs side by side, in here")
+@click.option("--option", multiple=True, metavar="KEY=VALUE", help="see `noisysam list probes`; may be repeated")
+@click.option("--out", type=click.Path(path_type=Path), help="folder for a figure of all landscapes")
 @json_option
 def probe(
     runs: tuple[str, ...],
@@ -129,10 +129,10 @@ def probe(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Probe the trained networks of finished RUNs (keys, or the beginnings of keys).
+    """Probe the trained networks of finished runs. RUN is a run key or a unique prefix of one.
 
-    Results are kept with each run, sent to its MLflow run and shown in the reports of its studies. What is there is
-    not computed again.
+    Results are stored with the run, sent to its MLflow run and included in the reports of its studies. Results that
+    exist are not computed again.
     """
     from noisysam import probes
     from noisysam.core.errors import UserError
@@ -140,9 +140,9 @@ def probe(
     from noisysam.training.progress import note
 
     if not names:
-        raise UserError(f"name what to look at: {', '.join(f'--{name}' for name in probes.PROBES)}")
+        raise UserError(f"choose at least one probe: {', '.join(f'--{name}' for name in probes.PROBES)}")
     if out is not None and "landscape" not in names:
-        raise UserError("--out draws landscapes: give --landscape too")
+        raise UserError("--out draws landscapes and needs --landscape")
     options = pairs("--option", option)
     found: dict[str, dict[str, Any]] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""Commands on studies: the demo, sweep, report, and records in and out."""
+"""Commands for studies: demo, sweep, report, export and import."""
 
 import json
 import sys
@@ -14,13 +14,13 @@ from noisysam.cli.base import cli, json_option, store_option, store_uri, tracked
 from noisysam.core.errors import RunFailed, UserError
 
 
-@cli.command(short_help="SGD and SAM on real handwritten digits, in three minutes.")
+@cli.command(short_help="Train SGD and SAM on handwritten digits, in about three minutes.")
 @store_option
 @tracked
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="runs at a time (Ray)")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="runs at a time (uses Ray)")
 @click.option("--reports", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
 def demo(store: Path, tracking_uri: str | None, no_track: bool, jobs: int, reports: Path) -> None:
-    """Train SGD and SAM on scikit-learn's digits at four noise rates, two seeds each; print the table."""
+    """Train SGD and SAM on scikit-learn's digits at four noise rates with two seeds, and print a table."""
     from noisysam.studies import plan as plans
     from noisysam.studies.engines import choice
 
@@ -28,64 +28,65 @@ def demo(store: Path, tracking_uri: str | None, no_track: bool, jobs: int, repor
     cells = plans.plan(path)
     plans.save(path, cells, store)
     uri = store_uri(tracking_uri, no_track, "demo")
-    # one thread: 8x8 images do not pay for more, and beside other work two threads can be twenty times slower
+    # one thread: 8x8 images do not gain from more, and on a busy machine two threads can be twenty times slower
     with closing(choice.choose(None, store.absolute(), jobs, cpus=1)) as engine:
         _raise_failed(_train("demo", cells, store.absolute(), engine, uri))
     _report("demo", store, reports, as_json=False, uri=uri)
     if uri is not None:
         click.echo(
-            f"\nSee the runs side by side:  noisysam ui{'' if tracking_uri is None else f' --tracking-uri {uri}'}"
+            f"\nTo see the runs in MLflow:  noisysam ui{'' if tracking_uri is None else f' --tracking-uri {uri}'}"
         )
 
 
 def bundled(name: str) -> Path:
-    """A study that comes with noisysam, beside the package in a checkout or inside it when installed."""
+    """The path of a study that is part of noisysam: beside the package in a checkout, inside it if installed."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package.parent / "experiments", package / "experiments"):
         if (folder / f"{name}.yaml").exists():
             return folder / f"{name}.yaml"
-    raise UserError(f"no study file {name!r}: give the path of a YAML file")
+    raise UserError(f"there is no study named {name!r}: give the path of a YAML file")
 
 
 @cli.command(short_help="Train a study of many runs.")
 @click.argument("file")
 @store_option
 @tracked
-@click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data sets, for every cell")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data sets")
 @click.option(
     "--engine", type=click.Choice(["inline", "ray", "slurm"]),
-    help="inline: one run at a time, here; ray: many, each in a process of its own, here or on a cluster; slurm: a job "
-    "array. On a cluster --store must be a folder that all machines share  [default: ray with --jobs, else inline]",
+    help="inline: one run at a time, in this process; ray: several, each in its own process, on this machine or a "
+    "cluster; slurm: a job array. On a cluster, --store must be a folder that all machines share  [default: ray with "
+    "--jobs, else inline]",
 )  # fmt: skip
-@click.option("--jobs", type=click.IntRange(1), help="runs at a time at most  [default: as many as there is room for]")
+@click.option("--jobs", type=click.IntRange(1), help="largest number of runs at a time  [default: as many as fit]")
 @click.option(
     "--cpus-per-run", "cpus", type=click.FloatRange(0, min_open=True),
-    help="cores, and so threads, of a run  [default: 1; inline: all]",
+    help="cores, and therefore threads, per run  [default: 1; inline: all]",
 )  # fmt: skip
 @click.option(
     "--gpus-per-run", "gpus", type=click.FloatRange(0),
-    help="GPUs of a run; with Ray a fraction packs several runs on one  [default: 1 where there are any]",
+    help="GPUs per run; with Ray, a fraction places several runs on one GPU  [default: 1 if there are any]",
 )  # fmt: skip
-@click.option("--address", help="Ray cluster to join: auto, or host:port of its head")
-@click.option("--slurm", multiple=True, metavar="KEY=VALUE", help="option of sbatch: partition=gpu; repeatable")
+@click.option("--address", help="Ray cluster to connect to: auto, or HOST:PORT of its head node")
+@click.option("--slurm", multiple=True, metavar="KEY=VALUE", help="option of sbatch, such as partition=gpu; repeatable")
 @click.option(
     "--only", multiple=True, metavar="FIELD=VALUE",
-    help="cells with this row, or this value of a field: row=SAM, noise=0.8, seed=1; repeatable: one of the values of"
-    " each field",
+    help="train only cells with this row or this value of a field: row=SAM, noise=0.8, seed=1; repeatable, and several "
+    "values of one field are alternatives",
 )  # fmt: skip
-@click.option("--shard", metavar="I/N", help="the I-th of N parts of the study, of about the same cost")
+@click.option("--shard", metavar="I/N", help="train the I-th of N parts of about equal cost")
 @click.option(
     "--limit-minutes", "limit", type=click.FloatRange(0, min_open=True),
-    help="stop cleanly after this time, at the end of an epoch; the same command goes on",
+    help="stop at the end of an epoch once this time is up; the same command continues",
 )  # fmt: skip
-@click.option("--retry-failed", is_flag=True, help="try failed cells again, beyond the study's `retries`")
-@click.option("--dry-run", is_flag=True, help="list the cells and what is left to do")
-@click.option("--status", is_flag=True, help="how the study stands, from any terminal")
+@click.option("--retry-failed", is_flag=True, help="retry failed cells, beyond the study's `retries`")
+@click.option("--dry-run", is_flag=True, help="list the cells and estimate the remaining cost")
+@click.option("--status", is_flag=True, help="show the state of the study; works from any terminal")
 @click.option(
     "--search", "searched", metavar="FIELD=LOW:HIGH[:log]",
-    help="tune a field for each row on noisy validation labels instead (Optuna); writes a tuned study file",
+    help="tune a field for each row on noisy validation labels instead (Optuna), and write a study file",
 )  # fmt: skip
-@click.option("--trials", type=click.IntRange(1), default=10, show_default=True, help="values that --search tries")
+@click.option("--trials", type=click.IntRange(1), default=10, show_default=True, help="values per row for --search")
 def sweep(
     file: str,
     store: Path,
@@ -102,10 +103,11 @@ def sweep(
     trials: int,
     **how: Any,
 ) -> None:
-    """Train the cells of a study FILE (a YAML, or the name of a bundled study); finished cells are skipped.
+    """Train the cells of a study. FILE is a YAML file, or the name of a study that is part of noisysam.
 
-    A run that fails is told at the end, with exit code 1; the others go on. Whatever stopped a sweep, the same command
-    goes on with it, and several sweeps of one study may run at a time.
+    Finished cells are skipped and interrupted ones resume, so the same command continues a sweep that was stopped. A
+    failed run does not stop the others; failures are listed at the end, with exit code 1. Several sweeps of one study
+    may run at the same time.
     """
     from noisysam.studies import plan as plans
     from noisysam.studies import selection, study_file
@@ -139,10 +141,10 @@ def sweep(
 
 
 def _note_left(left: int, of: int) -> None:
-    """Say that the time was up."""
+    """Report that the time limit was reached."""
     from noisysam.training.progress import note
 
-    note(f"the time was up: {left} of {of} cells are left, the same command goes on with them")
+    note(f"time limit reached: {left} of {of} cells are left; the same command continues")
 
 
 def _status(name: str, cells: Sequence[Any], store: Path) -> None:
@@ -152,7 +154,7 @@ def _status(name: str, cells: Sequence[Any], store: Path) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=200)  # nobody folds the lines of a file
+        console = Console(width=200)  # do not wrap lines in files and pipes
     console.print(status.status(name, cells, store))
 
 
@@ -166,7 +168,9 @@ def _list_cells(cells: Sequence[Any], store: Path) -> None:
     left = sum(state != "finished" for state in found.values())
     seconds = states.forecast(cells, store, found)
     cost = (
-        "cost unknown until a cell of each row has run" if seconds is None else f"about {duration(seconds)} one by one"
+        "cost unknown until one cell of each row has run"
+        if seconds is None
+        else f"about {duration(seconds)} one by one"
     )
     click.echo(f"{len(cells)} cells, {left} to do" + (f": {cost}" if left else ""))
 
@@ -182,7 +186,7 @@ def _train(
     deadline: float | None = None,
     blind: bool = False,
 ) -> Any:
-    """Train the unfinished cells, and tell what happens (``blind``: but no test accuracies); the sweep at its end."""
+    """Train the unfinished cells and report progress (with ``blind``, without test accuracies); returns the sweep."""
     from noisysam.runs.record import RunFolder
     from noisysam.studies import status
     from noisysam.studies import sweep as sweeping
@@ -201,7 +205,7 @@ def _train(
                     record = RunFolder(store, outcome.cell.key).record or {}
                     what = f"{percent(record['results']['last'])} % at the last epoch"
                 elif outcome.state == "again":
-                    what += " (tried again)"
+                    what += " (will be retried)"
                 note(f"[{running.finished}/{len(running.cells)}] {outcome.cell.label}: {what}")
     finally:
         if uri is not None:
@@ -210,7 +214,7 @@ def _train(
 
 
 def _parent(uri: str | None, name: str) -> str | None:
-    """The study's run in MLflow; None without tracking, and where the store is away."""
+    """The study's run in MLflow; None if tracking is off or the store cannot be reached."""
     if uri is None:
         return None
     from noisysam import tracking
@@ -222,7 +226,7 @@ def _parent(uri: str | None, name: str) -> str | None:
 
 
 def _sync(name: str, sweep: Any, uri: str, parent: str | None) -> None:
-    """Send what did not get to MLflow, and end the study's run there."""
+    """Send records that are missing in MLflow, and end the study's run there."""
     from noisysam import tracking
 
     parent = parent or _parent(uri, name)
@@ -251,7 +255,7 @@ def _search(
     trials: int,
     deadline: float | None,
 ) -> None:
-    """Tune one field for each row; print what was found and write the tuned study beside the others here."""
+    """Tune one field for each row, print the best values and write a tuned study file to the working directory."""
     from noisysam.studies import study_file, tuning
     from noisysam.training.progress import percent
 
@@ -265,7 +269,7 @@ def _search(
     whole = tuning.search(rows, trials, store, engine.width(), train)
     found = [best for row in rows if (best := row.best()) is not None]
     for best in found:
-        present = "" if best.present is None else f", {percent(best.present)} % as it is"
+        present = "" if best.present is None else f", {percent(best.present)} % with the present value"
         accuracy = f"{percent(best.accuracy)} % on noisy validation labels{present}"
         click.echo(f"{best.row}: {asked.field} {best.value:g}, {accuracy}; {best.trials} trials")
     if not whole:
@@ -277,15 +281,15 @@ def _search(
         click.echo(f"noisysam sweep {target}")
 
 
-@cli.command(short_help="Tables, figures and verdicts of a study.")
+@cli.command(short_help="Write tables, figures and verdicts of a study.")
 @click.argument("study")
 @store_option
 @tracked
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
 @json_option
 def report(study: str, store: Path, tracking_uri: str | None, no_track: bool, out: Path, as_json: bool) -> None:
-    """Write the report of STUDY from its finished runs, and print its tables. The page hangs on the study's MLflow run,
-    where there is one."""
+    """Write the report of STUDY from its finished runs and print its main tables. If the study has a run in MLflow, the
+    report is attached to it."""
     from noisysam import tracking
 
     _report(study, store, out, as_json, None if no_track else tracking.default_uri(tracking_uri))
@@ -306,23 +310,23 @@ def _report(study: str, store: Path, out: Path, as_json: bool, uri: str | None) 
     click.echo(f"written to {out / study}")
 
 
-@cli.command("export", short_help="Copy a study's records out of the store.")
+@cli.command("export", short_help="Copy the records of a study to a folder.")
 @click.argument("study")
 @click.argument("target", type=click.Path(path_type=Path))
 @store_option
-@click.option("--weights", is_flag=True, help="the trained weights too")
+@click.option("--weights", is_flag=True, help="include the trained weights")
 def export(study: str, target: Path, store: Path, weights: bool) -> None:
     """Copy the finished runs of STUDY to the folder TARGET: records, label files, configurations, digests."""
     from noisysam.runs.transfer import export_study
 
-    click.echo(f"{export_study(store, study, target, weights)} finished runs of {study} are in {target}")
+    click.echo(f"{export_study(store, study, target, weights)} finished runs of {study} were copied to {target}")
 
 
-@cli.command("import", short_help="Take exported records into the store.")
+@cli.command("import", short_help="Add exported records to the store.")
 @click.argument("source", type=click.Path(path_type=Path))
 @store_option
 def import_(source: Path, store: Path) -> None:
-    """Take the exported runs in the folder SOURCE into the store; they are not run again."""
+    """Add the exported runs in the folder SOURCE to the store. A sweep then skips them."""
     from noisysam.runs.transfer import import_study
 
-    click.echo(f"{import_study(source, store)} new runs are in {store}")
+    click.echo(f"{import_study(source, store)} new runs were added to {store}")

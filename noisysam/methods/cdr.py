@@ -14,7 +14,7 @@ class CDROptions(Options):
     rate: Rate = Field(None, description="share left out in the end (default: the run's noise rate; 0.5x of it)")
     ramp: int = Field(20, ge=0, description="epochs until that share is reached (CIFAR 20, MNIST 10; code in effect 0)")
     within: Literal["network", "tensor"] = Field(
-        "network", description="where a gradient processes: among all of the network (code), or of its own tensor"
+        "network", description="where a gradient is ranked: among all of the network (code), or of its own tensor"
     )
     scale: bool = Field(True, description="multiply the gradients kept by the share kept (code)")
 

@@ -22,7 +22,7 @@ class O2UOptions(Options):
 
 @METHODS.register("o2u", source="Huang et al., ICCV 2019")
 class O2U(Method):
-    """O2U-Net: processes samples by their losses over cycles of the learning rate, drops the top, trains from scratch.
+    """O2U-Net: ranks samples by their losses over cycles of the learning rate, drops the top, trains from scratch.
 
     Equation: score_i = sum over the cycles' epochs of (loss_i - mean loss); kept: the floor((1-eta) n) smallest
     Deviation: a cycle falls by a half cosine to 0 (paper: linearly from 0.01 to 0.001), its optimizer starts anew, and
