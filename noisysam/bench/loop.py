@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,8 @@ def our_loop(case: Case, settings: Settings) -> Iterator[Start]:
             nonlocal epoch
             while steps:
                 now = min(steps, len(index) // case.batch)
-                run._train(epoch % EPOCHS, Stage(subset=index[: now * case.batch]))
+                run.method.subset = partial(index.narrow, 0, 0, now * case.batch)  # type: ignore[method-assign]
+                run._train(epoch % EPOCHS, Stage())
                 epoch, steps = epoch + 1, steps - now
 
         loop(2)

@@ -1,6 +1,7 @@
 """A network with what an evaluation of it needs, and batch norm's running statistics."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,17 @@ class RunningStatistics:
         if self.buffers:
             self.true = self._flat()
             self.turns = []
+
+    def mean(self, forwards: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+        """Do several forwards; leave the mean of their batch statistics, as if they had been one."""
+        found, total = [], torch.zeros_like(self._flat()) if self.buffers else None
+        for forward in forwards:
+            found.append(forward())
+            if total is not None:
+                total += self._flat() / len(forwards)
+        if total is not None:
+            self._write(total)
+        return found
 
     def absorb(self, turn: int, share: float) -> None:
         """Collect the batch statistics that the forward just left, for ``share`` of the rows in their n-th turn."""
@@ -120,23 +132,42 @@ class Net:
         self.forwards = 0
         self.backwards = 0
 
-    def train_only(self, count: int | None) -> None:
-        """Freeze all but the last blocks of the network; None: train all of it."""
+    def train_only(self, count: int | None, frozen: int = 0) -> None:
+        """Freeze all but the last ``count`` blocks of the network (None: train all of it), or the last ``frozen``."""
         blocks = [self.module] if count is None else last_blocks(self.module, count)
         chosen = {id(p) for block in blocks for p in block.parameters()}
+        if frozen:
+            chosen -= {id(p) for block in last_blocks(self.module, frozen) for p in block.parameters()}
         for _, p in self.learnable:
             p.requires_grad_(id(p) in chosen)
         self.named = [(n, p) for n, p in self.learnable if p.requires_grad]
         self.params = [p for _, p in self.named]
 
-    def logits(self, inputs: Tensor, grad: bool, weights: Sequence[Tensor] | None = None) -> Tensor:
+    def logits(
+        self,
+        inputs: Tensor,
+        grad: bool,
+        weights: Sequence[Tensor] | None = None,
+        forwards: tuple[int, ...] = (),
+    ) -> Tensor:
         """Float32 logits (n, K) of one forward, in an autocast of its own; (n, v, K) for rows of v views, whose inputs
-        have a dimension more; at other ``weights`` where given (then with
-        ``grad`` the network is not the compiled one, and its graph may be used several times).
+        have a dimension more, in one forward or in several of so many views; at other ``weights`` where given (then
+        with ``grad`` the network is not the compiled one, and its graph may be used several times).
 
         Inside one shared autocast the casts of weights are cached, and a forward at perturbed weights would silently
         return the unperturbed logits.
         """
+        if forwards:
+            features = []
+
+            def one(part: Tensor) -> Tensor:
+                found = self.logits(part, grad, weights)
+                features.append(self.features)
+                return found
+
+            found = self.statistics.mean([partial(one, part) for part in inputs.split(forwards, 1)])
+            self.features = torch.cat([f for f in features if f is not None], 1) if None not in features else None
+            return torch.cat(found, 1)
         views = inputs.shape[1] if inputs.ndim == 5 else 0
         if views:
             inputs = inputs.flatten(0, 1)

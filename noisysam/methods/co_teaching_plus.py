@@ -17,7 +17,7 @@ class CoTeachingPlusOptions(CoTeachingOptions):
     warmup: int = Field(20, ge=0, description="epochs of co-teaching first (code: CIFAR-10 20, CIFAR-100 5, MNIST 0)")
 
 
-@METHODS.register("co-teaching+", source="arXiv 1901.04215, Algorithm 1")
+@METHODS.register("co-teaching+", source="arXiv 1901.04215, Algorithm 1", revision=2)
 class CoTeachingPlus(CoTeaching):
     """Co-teaching+: co-teaching, after a warm-up only among the rows that the two networks predict differently.
 

@@ -17,7 +17,7 @@ class DecouplingOptions(Options):
     )
 
 
-@METHODS.register("decoupling", source="arXiv 1706.02613, Algorithm 1 (update by disagreement)")
+@METHODS.register("decoupling", source="arXiv 1706.02613, Algorithm 1 (update by disagreement)", revision=2)
 class Decoupling(Method):
     """Decoupling: two networks learn from the rows that they predict differently, and from no others.
 
@@ -31,6 +31,7 @@ class Decoupling(Method):
 
     Options = DecouplingOptions
     networks = 2
+    headline = "mean of networks"
 
     def plan(self, tasks: Sequence[Task], logits: Sequence[Tensor]) -> None:
         rows = len(logits[0])

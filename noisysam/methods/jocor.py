@@ -17,7 +17,7 @@ class JoCoROptions(CoTeachingOptions):
     )
 
 
-@METHODS.register("jocor", source="arXiv 2003.02752, section 3")
+@METHODS.register("jocor", source="arXiv 2003.02752, section 3", revision=2)
 class JoCoR(CoTeaching):
     """JoCoR: two networks with one joint loss, which also draws their predictions together, on its smallest rows.
 
@@ -34,7 +34,7 @@ class JoCoR(CoTeaching):
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         """lambda by data set and rate; the authors halve the nominal rate of asymmetric noise."""
-        chosen: dict[str, Any] = {"forget_rate": noise / 2} if noise_type == "asymmetric" else {}
+        chosen: dict[str, Any] = {"forget_rate": noise / 2} if noise_type.startswith("asymmetric") else {}
         if dataset == "cifar100":
             chosen["strength"] = 0.85
         elif dataset == "cifar10" and noise == 0.8:

@@ -38,7 +38,7 @@ class SOP(Method):
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         if dataset != "cifar100":
             return {}
-        return {"lr_u": 0.1, "lr_v": 100.0} if noise_type == "asymmetric" else {"lr_u": 1.0, "lr_v": 10.0}
+        return {"lr_u": 0.1, "lr_v": 100.0} if noise_type.startswith("asymmetric") else {"lr_u": 1.0, "lr_v": 10.0}
 
     def on_stage(self, labels: Tensor) -> None:
         samples, classes = self.info.samples, self.info.classes

@@ -96,6 +96,7 @@ class Training:
             classes=problem.dataset.classes,
             epochs=config.epochs,
             device=self.device,
+            steps=len(noisy.labels) // self.loader.rows,
             features=getattr(getattr(self.network(0), "head", None), "in_features", 0),
             label_smoothing=config.label_smoothing,
             rate=float(noisy.flip_rate) if "rate" in known else None,
@@ -110,6 +111,7 @@ class Training:
             bf16=self.resolved["precision"] == "bf16",
             features=self.method.reported == "features",
             compile=self.resolved["compile"],
+            headline=self.method.headline,
         )
         self.nets: list[Net] = []
         self.lines: list[dict[str, Any]] = []
@@ -196,7 +198,7 @@ class Training:
                 self._refresh(net.module, stage.fresh, k)
         for net in self.nets:
             self.processes.broadcast(net.module.state_dict().values())
-            net.train_only(stage.trainable)
+            net.train_only(stage.trainable, stage.frozen)
         self.optimizers = [self._optimizer(net) for net in self.nets]
         average = get_ema_multi_avg_fn(self.settings.ema) if self.settings.ema else None
         self.averages = [
@@ -297,7 +299,7 @@ class Training:
             net.seed = stream_seed(seed, self.stage, epoch, "method", 2 + k)
         forwards, backwards = self._counts()
         method.on_epoch(epoch, self._predict)
-        drawn = self.loader.epoch(self.stage, epoch, stage.subset)
+        drawn = self.loader.epoch(self.stage, epoch, method.subset())
         sums = torch.zeros(3, device=self.device)  # over finite steps: loss, gradient norm, one
         batches = steps = images = 0
         rate = self.settings.lr
@@ -330,7 +332,9 @@ class Training:
         planned: list[Tensor | None] = [None] * len(tasks)
         if self.method.plan is not None:
             whole = [self.optimizers[t.network].whole(len(t.inputs)) for t in tasks]
-            logits = [self.nets[t.network].logits(t.inputs, grad=w) for t, w in zip(tasks, whole, strict=True)]
+            logits = [
+                self.nets[t.network].logits(t.inputs, w, forwards=t.forwards) for t, w in zip(tasks, whole, strict=True)
+            ]
             self.method.plan(tasks, [z.detach() for z in logits])
             planned = [z if w else None for z, w in zip(logits, whole, strict=True)]
         own = list(self.method.parameters())
@@ -362,11 +366,12 @@ class Training:
         """Logits of network k as it is trained, or at its average, without gradient."""
         return self.nets[k].logits(inputs, grad=False, weights=self.teachers[k] if averaged else None)
 
-    def _predict(self, k: int, features: bool = False) -> Tensor:
-        """Plain predictions, or features, of network k for the training set; counted."""
+    def _predict(self, k: int, features: bool = False, augmented: bool = False) -> Tensor:
+        """Plain (or augmented) predictions, or features, of network k for the training set; counted."""
         self.nets[k].forwards += len(self.loader)
         module = self._evaluated()[k]
-        result = self.evaluator.of_training(module, features)
+        inputs = self.loader.augmented(self.method.generator) if augmented else None
+        result = self.evaluator.of_training(module, features, inputs)
         self.nets[k].module.train()
         return result
 
