@@ -1,7 +1,6 @@
 """A network with what an evaluation of it needs, and batch norm's running statistics."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -49,16 +48,26 @@ class RunningStatistics:
             self.true = self._flat()
             self.turns = []
 
-    def mean(self, forwards: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
-        """Do several forwards; leave the mean of their batch statistics, as if they had been one."""
-        found, total = [], torch.zeros_like(self._flat()) if self.buffers else None
-        for forward in forwards:
-            found.append(forward())
-            if total is not None:
-                total += self._flat() / len(forwards)
-        if total is not None:
-            self._write(total)
-        return found
+    def averaged(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The inputs of several forwards, after which their mean batch statistics are left, as if they had been one.
+        Each forward has buffers of its own: autograd keeps a hold of them."""
+        total = [torch.zeros_like(b) for b in self.buffers]
+        try:
+            for part in parts:
+                own = [b.clone() for b in self.buffers]
+                self._place(own)
+                yield part
+                for t, b in zip(total, own, strict=True):
+                    t += b / len(parts)
+        finally:
+            self._place(self.buffers)
+        for b, t in zip(self.buffers, total, strict=True):
+            b.copy_(t)
+
+    def _place(self, buffers: Sequence[Tensor]) -> None:
+        """Let the layers use these tensors as their running statistics."""
+        for layer, mean, variance in zip(self.layers, buffers[::2], buffers[1::2], strict=True):
+            layer.running_mean, layer.running_var = mean, variance
 
     def absorb(self, turn: int, share: float) -> None:
         """Collect the batch statistics that the forward just left, for ``share`` of the rows in their n-th turn."""
@@ -158,16 +167,13 @@ class Net:
         return the unperturbed logits.
         """
         if forwards:
-            features = []
-
-            def one(part: Tensor) -> Tensor:
-                found = self.logits(part, grad, weights)
+            parts, features = [], []
+            for part in self.statistics.averaged(inputs.split(forwards, 1)):
+                parts.append(self.logits(part, grad, weights))
                 features.append(self.features)
-                return found
-
-            found = self.statistics.mean([partial(one, part) for part in inputs.split(forwards, 1)])
-            self.features = torch.cat([f for f in features if f is not None], 1) if None not in features else None
-            return torch.cat(found, 1)
+            with torch.set_grad_enabled(grad):
+                self.features = torch.cat(features, 1) if features[0] is not None else None  # type: ignore[arg-type]
+                return torch.cat(parts, 1)
         views = inputs.shape[1] if inputs.ndim == 5 else 0
         if views:
             inputs = inputs.flatten(0, 1)
