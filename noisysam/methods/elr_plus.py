@@ -37,7 +37,7 @@ class ELRPlus(Method):
         steps are 0.57 of 200 epochs of 352 steps (CIFAR-10) and 0.45 of 250 (CIFAR-100). The networks take turns by
         steps (code: by epochs). On CIFAR-100 the code also multiplies the labels by t; not done.
     State: 8 K bytes per sample
-    Checked: equal to the authors' targets, loss, gradient and decays to 1e-5 over several epochs (tests/parity); the
+    Checked: equal to the authors' targets, loss, gradient and decays to 1e-6 over several epochs (tests/parity); the
         average after each step.
     """
 

@@ -23,7 +23,7 @@ class TruncatedOptions(GCEOptions):
 
 @METHODS.register("gce-truncated", source="arXiv 1805.07836, the truncated L_q loss and Algorithm 1", revision=2)
 class GCETruncated(GCE):
-    """Truncated generalised cross-entropy: samples whose label is less probable than k are left out for a while.
+    """Truncated generalised cross-entropy: samples whose label is less probable than k are left out for some epochs.
 
     Equation: L = w (L_q - L_q(k)), L_q(k) = (1 - k^q) / q; every few epochs w = [L_q <= L_q(k)], 1 before the first
     Code: AlanChou/Truncated-Loss@fef5908 TruncatedLoss.py, main.py (not the authors')
@@ -31,7 +31,7 @@ class GCETruncated(GCE):
         inputs, not augmented ones. A choice that would leave nothing keeps the last one. Rows left out count in the
         mean, as published.
     State: 1 byte per sample
-    Checked: equal to the code's loss, weights and epochs (the 40th, 50th, ...) to 1e-6 (tests/parity); numpy, values
+    Checked: equal to the code's loss, weights and epochs (the 40th, 50th, ...) to 1e-12 (tests/parity); numpy, values
         and gradients; choices and their epochs by hand.
     """
 

@@ -22,9 +22,9 @@ class NCERCE(Method):
 
     Equation: L = alpha NCE + beta RCE, NCE = log p_y / sum_k log p_k, RCE = -A (1 - p_y), A in place of log 0
     Code: HanxunH/Active-Passive-Losses@04bce53 loss.py
-    Deviation: A = -4, by which the code normalises RCE elsewhere. In this loss it clips labels at 1e-4, which is
-        A = -9.21: there the reverse cross-entropy weighs 2.3 times as much (A=-9.2103; --preset published).
-    Checked: equal to the released loss and gradient at A = log 1e-4 to 1e-6 (tests/parity); numpy, values and
+    Deviation: A = -4, by which the code normalises RCE elsewhere. In this loss it clips labels at 1e-4, which is A =
+        -9.21: there the reverse cross-entropy weighs 2.3 times as much (A=-9.2103; --preset published).
+    Checked: equal to the released loss and gradient at A = log 1e-4 to 1e-7 (tests/parity); numpy, values and
         gradients; NCE over all labels sums to 1.
     """
 

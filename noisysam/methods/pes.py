@@ -27,8 +27,8 @@ class PES(Method):
         two held fixed, each epoch class-balanced cross-entropy on the samples whose predicted class is their label
     Code: tmllab/2021_NeurIPS_PES@ec5290d PES_cs.py, common/tools.py
     Deviation: the last part's learning rate begins its schedule anew and its momentum at zero; the epoch reported is
-        the last, not the best on a split. The refinement counts in steps, rounded to epochs of this run: in a short
-        run it is many epochs.
+        the last, not the best on a split. The refinement counts in steps, rounded to epochs of this run: in a short run
+        it is many epochs.
     State: 4 bytes per sample (and 4 K for the classes)
     Checked: equal to the authors' selection, class weights and loss to 1e-6 over three epochs, and to the parts that
         their optimizer moves (tests/parity); the blocks that each stage moves.

@@ -23,8 +23,8 @@ class RoG(Method):
     """RoG: trains by cross-entropy; a Gaussian per class, fitted robustly to the features, is the classifier.
 
     Equation: of a random share of each class the mean and the pooled covariance; then of each class the share with the
-        smallest Mahalanobis distance to that; its mean, and the covariances weighted by the size of the classes;
-        log N(x; mean_c, pooled covariance), every class equally probable
+        smallest Mahalanobis distance to that; its mean, and the covariances weighted by the size of the classes; log
+        N(x; mean_c, pooled covariance), every class equally probable
     Code: pokaxpoka/RoGNoisyLabel@0cf223f generative_utils.py (random_sample_mean, MCD_single), inference.py
     Deviation: the penultimate features alone; the paper weighs several layers on a small validation set, which its code
         takes from the test set. The first covariances are pooled as the paper has it; the code divides their running

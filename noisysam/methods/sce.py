@@ -34,7 +34,7 @@ class SCE(Method):
     Code: YisenWang/symmetric_cross_entropy_for_noisy_labels@235d93b loss.py; HanxunH/SCELoss-Reproduce@c81fb33 loss.py
     Deviation: A = -4 as others quote the paper. The released code clips labels at 1e-4, which is A = -9.21: there the
         reverse cross-entropy weighs 2.3 times as much (A=-9.2103; --preset published).
-    Checked: equal to the released loss and gradient at A = log 1e-4 to 1e-6 (tests/parity); numpy, values and
+    Checked: equal to the released loss and gradient at A = log 1e-4 to 1e-7 (tests/parity); numpy, values and
         gradients; RCE is -A / 2 times mae.
     """
 
