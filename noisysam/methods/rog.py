@@ -42,7 +42,8 @@ class RoG(Method):
     def on_evaluation(self, predict: PredictTrainingSet) -> None:
         features = predict(0, features=True).double()
         groups = [features[self.labels == c] for c in range(self.info.classes)]
-        centres, precision = random_gaussians(groups, self.options.share, self.rng)
+        rng = np.random.default_rng(self.labels.cpu().numpy())  # the same draws whenever these networks are measured
+        centres, precision = random_gaussians(groups, self.options.share, rng)
         kept = [nearest(x, c, precision, self.options.share) for x, c in zip(groups, centres, strict=True)]
         self.means, self.precision = gaussians(kept, [len(x) for x in groups])
         self.bias = torch.tensor([0.0 if len(x) else ABSENT for x in groups], device=features.device)
