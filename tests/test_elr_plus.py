@@ -58,13 +58,11 @@ def test_targets_mixing_and_loss_by_hand() -> None:
     assert asked == [(1, True), (0, True)] * 2
 
 
-def test_lambda_grows_where_told() -> None:
-    made = method(ramp=0.5)
-    growth = []
-    for made.epoch in (0, 2, 5, 9):
-        growth.append(made.growth())
+def test_lambda_and_the_decay_grow_where_told() -> None:
+    made = method()
+    growth = [made.grown(0.5, progress) for progress in (0, 2, 5, 9)]
     assert growth == pytest.approx([math.exp(-5), math.exp(-5 * 0.6**2), 1, 1])
-    assert method().growth() == 1
+    assert made.grown(0.0, 0) == 1
 
 
 def test_the_average_follows_each_step(
@@ -82,7 +80,9 @@ def test_the_average_follows_each_step(
         return done
 
     monkeypatch.setattr(Trainer, "step", noted)
-    config = digits(method="elr+", method_option={"ema": 0.75}, opt="sam", sam_m="batch", epochs=1, noise=0.4)
+    config = digits(
+        method="elr+", method_option={"ema": 0.75, "ema_ramp": 0.0}, opt="sam", sam_m="batch", epochs=1, noise=0.4
+    )
     result = fit(config, store=tmp_path)
     assert result.record["status"] == "finished"
     for before, weights, after in pairs:

@@ -24,7 +24,7 @@ from noisysam.data.datasets import Dataset
 from noisysam.data.loader import Batch, Epoch, Loader
 from noisysam.methods import METHODS, Method, RunInfo, Stage
 from noisysam.methods.base import Forward, PredictTrainingSet, StageContext
-from noisysam.methods.dividemix import probability_clean, sharpen
+from noisysam.methods.dividemix import probability_clean, scaled, sharpen
 from noisysam.runs.config import RunConfig, validate
 from noisysam.runs.problem import prepare
 from noisysam.training.run import Run
@@ -232,7 +232,8 @@ def test_division_of_two_gaussians() -> None:
     p = probability_clean(losses, seed=0)
     assert (p[:300] > 0.95).all()
     assert (p[300:] < 0.05).all()
-    torch.testing.assert_close(probability_clean(7 * losses - 3, seed=0), p, rtol=1e-4, atol=1e-4)  # scaled first
+    moved = (probability_clean(scaled(x), seed=0) for x in (losses, 7 * losses - 3))
+    torch.testing.assert_close(*moved, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("losses", [torch.full((8,), 2.0), torch.tensor([0.0, 1.0, torch.nan]), torch.tensor([1.0])])
@@ -252,7 +253,7 @@ def test_sharpen(z: list[float], temperature: float) -> None:
 def divided(rows: int = 2) -> tuple[Any, Batch]:
     """DivideMix past its warm-up, and a batch of network 1 with two labelled and two unlabelled rows in two views."""
     method = make("dividemix", warmup=3, ramp=4, lambda_u=10.0, alpha=0.7)
-    method.epoch = 5
+    method.epoch, method.progress = 5, 5.0
     method.clean[0] = torch.linspace(0.1, 0.9, 12)
     method.clean[1] = torch.linspace(0.9, 0.2, 12)
     index = torch.tensor([8, 3, 1, 10])

@@ -19,7 +19,7 @@ from noisysam.noise import models
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_cifar = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared copy of CIFAR-10")
 
-MATRIX_KINDS = ("symmetric", "symmetric-exclusive", "asymmetric", "pair")
+MATRIX_KINDS = ("symmetric", "symmetric-exclusive", "asymmetric", "asymmetric-blocks", "pair")
 BALANCED = np.tile(np.arange(10), 100)
 SUPERCLASSES = (0, 1, 0, 1, 0, 1)  # 0 -> 2 -> 4 -> 0, 1 -> 3 -> 5 -> 1
 
@@ -189,13 +189,26 @@ def test_asymmetric_within_superclasses():
     assert noisy.per_class_flip_rate.tolist() == pytest.approx([0.4] * 6)
 
 
+def test_asymmetric_in_blocks_of_five_ids():
+    """giorgiop/loss-correction@15a79de noise.py build_for_cifar100 and Active-Passive-Losses@04bce53 dataset.py."""
+    expected = np.eye(100)
+    for start in range(0, 100, 5):
+        block = 0.7 * np.eye(5)
+        block[range(4), range(1, 5)] = 0.3
+        block[4, 0] = 0.3
+        expected[start : start + 5, start : start + 5] = block
+    noisy = noise.make("asymmetric-blocks", np.tile(np.arange(100), 10), 100, rate=0.3)
+    np.testing.assert_allclose(noisy.transition, expected)
+    assert noisy.flip_rate == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize("kind", MATRIX_KINDS)
 @pytest.mark.parametrize("draw", noise.DRAWS)
 def test_rate_zero_and_rate_one(kind, draw):
     assert noise.make(kind, BALANCED, 10, rate=0, draw=draw).labels.tolist() == BALANCED.tolist()
     with pytest.warns(UserWarning, match="not the most probable"):
         noisy = noise.make(kind, BALANCED, 10, rate=1, draw=draw)
-    expected = {"symmetric": 0.9, "symmetric-exclusive": 1, "pair": 1, "asymmetric": 0.5}
+    expected = {"symmetric": 0.9, "symmetric-exclusive": 1, "pair": 1, "asymmetric": 0.5, "asymmetric-blocks": 1}
     assert noisy.flip_rate == pytest.approx(expected[kind], abs=0.02 if kind == "symmetric" else 1e-12)
 
 
@@ -392,6 +405,7 @@ def test_faulty_human_labels_are_told_in_one_line(tmp_path, changes, fault):
         ("symmetric", {"clean": np.zeros(0, int)}, "no labels"),
         ("asymmetric", {"classes": 12}, "needs 10 classes or superclasses"),
         ("asymmetric", {"superclasses": (0, 1)}, "2 superclass labels"),
+        ("asymmetric-blocks", {"classes": 12}, "blocks of 5 classes, not 12"),
         ("human", {}, "needs a set"),
         ("human:worse", {"rate": 0.2}, "brings its own rate"),
         ("human:best", {}, "unknown set of human labels 'best'"),
@@ -413,7 +427,7 @@ def test_bad_requests_are_told_in_one_line(kind, options, fault):
 # Files
 
 
-@pytest.mark.parametrize("kind", [*MATRIX_KINDS, "instance"])
+@pytest.mark.parametrize("kind", [*(kind for kind in MATRIX_KINDS if kind != "asymmetric-blocks"), "instance"])
 def test_round_trip(tmp_path, kind):
     clean = np.tile(np.arange(6), 20)
     pictures = images(120, size=4)

@@ -348,11 +348,14 @@ def plans(method: Any) -> list[Any]:
 
 
 def test_o2u_schedule() -> None:
-    """A constant rate, then cycles that go on from the weights, then from scratch as the run was configured."""
-    first, *cycles, last = plans(make("o2u", epochs=40, period=5, pretrain=0.5, cyclical=0.75, remove=0.4, lr=0.02))
-    assert (first.start, first.settings) == ("scratch", {"schedule": "constant", "lr": 0.02, "epochs": 20})
-    assert len(cycles) == 6
-    for cycle in cycles:
+    """Three falling rates, then cycles that continue from the weights, then from scratch as the run was configured."""
+    *first, a, b, c, d, e, f, last = plans(
+        make("o2u", epochs=40, period=5, pretrain=0.5, cyclical=0.75, remove=0.4, lr=0.02)
+    )
+    assert [stage.start for stage in first] == ["scratch", "continue", "continue"]
+    assert [(s.settings["lr"], s.settings["epochs"]) for s in first] == [(0.02, 5), (0.01, 5), (0.002, 10)]
+    assert all(stage.settings["schedule"] == "constant" for stage in first)
+    for cycle in (a, b, c, d, e, f):
         assert cycle.start == "continue"
         assert cycle.settings == {"schedule": "cosine", "warmup": 0.0, "lr": 0.02, "epochs": 5}
     assert (last.start, last.settings) == ("scratch", {})
@@ -368,16 +371,17 @@ def test_o2u_scores_by_hand() -> None:
     def predict(k: int, features: bool = False) -> Tensor:
         return ends[number]
 
-    for length in (4, 2, 2, 4):  # constant, two cycles, the last training
+    for length in (1, 1, 2, 2, 2, 4):  # three rates, two cycles, the last training
         next(run)
         method.on_stage(labels)
         for epoch in range(length):
             method.on_epoch(epoch, predict)
+            assert (method.subset() is None) == (not method.final)
             number += 1
     losses = np.stack([-np.log(softmax(z.double().numpy()))[range(5), labels] for z in [*ends[5:8], ends[8]]])
     score = (losses - losses.mean(1, keepdims=True)).sum(0)
     np.testing.assert_allclose(method.score, score, rtol=1e-4, atol=1e-5)
-    assert method.final.subset.tolist() == sorted(np.argsort(score)[:3].tolist())
+    assert method.subset().tolist() == sorted(np.argsort(score)[:3].tolist())
 
 
 @pytest.mark.parametrize(("remove", "kept"), [(0.0, 12), (0.25, 9), (0.99, 1)])
@@ -471,9 +475,9 @@ def test_nothing_selected_means_all_samples() -> None:
     method, labels = make("incv", iterations=1), torch.arange(12) % 3
     run = method.stages(StageContext(lambda which: confident((labels + 1) % 3)))
     sizes = []
-    for stage in run:
+    for _ in run:
         method.on_stage(labels)
-        sizes.append(None if stage.subset is None else len(stage.subset))
+        sizes.append(None if method.subset() is None else len(method.subset()))
     assert sizes == [6, 6, None]
 
 
@@ -504,8 +508,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "o2u": {"epochs": 3, "method_option": {"period": 2, "cyclical": 1.5, "remove": 0.3, "lr": 0.05}},
     "incv": {"epochs": 3, "method_option": {"iterations": 1, "length": 1.0}},
 }
-STAGES = {"m-dyr-h": 1, "selc": 1, "o2u": 4, "incv": 3}
-LENGTHS = {"m-dyr-h": [4], "selc": [4], "o2u": [3, 2, 2, 3], "incv": [3, 3, 3]}
+STAGES = {"m-dyr-h": 1, "selc": 1, "o2u": 6, "incv": 3}
+LENGTHS = {"m-dyr-h": [4], "selc": [4], "o2u": [1, 1, 1, 2, 2, 3], "incv": [3, 3, 3]}
 
 
 @pytest.fixture(scope="module")
@@ -583,7 +587,7 @@ def test_selc_in_a_run_moves_every_target(whole: Callable[[str], tuple[Run, list
     assert (run.trainer.method.targets != F.one_hot(run.trainer.given, 4)).any(1).all()
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("o2u", [48, 48, 48, 33]), ("incv", [24, 24])])
+@pytest.mark.parametrize(("name", "sizes"), [("o2u", [48] * 5 + [33]), ("incv", [24, 24])])
 def test_stages_learn_from_their_parts(
     name: str, sizes: list[int], whole: Callable[[str], tuple[Run, list[Any]]]
 ) -> None:
@@ -616,18 +620,15 @@ def test_wrong_labels_are_found(
     run = Run(config, problem, problem.digests, folder)
     run.fit()
     wrong = torch.from_numpy(problem.noisy.take(problem.train).flipped)
-    if name == "m-dyr-h":
-        trusted = run.trainer.method.noisy < 0.5
-    else:
-        trusted = (run.trainer.method.final if name == "o2u" else run.trainer.method.stage).subset
+    trusted = run.trainer.method.noisy < 0.5 if name == "m-dyr-h" else run.trainer.method.subset()
     assert len(wrong[trusted]) > 0.4 * len(wrong)
     assert wrong[trusted].double().mean() < 0.5 * wrong.double().mean()
 
 
 def test_o2u_in_a_run_has_cycles(whole: Callable[[str], tuple[Run, list[Any]]]) -> None:
-    """A constant rate, then one that falls and springs back; each epoch of a cycle counted once."""
+    """Three rates, then one that falls and springs back; each epoch of a cycle counted once."""
     rates = [line["learning_rate"] for line in whole("o2u")[0].lines]
-    assert rates[:3] == [0.05] * 3
+    assert rates[:3] == [0.05, 0.025, 0.005]
     assert rates[3:5] == rates[5:7]
     assert rates[3] > rates[4]
     looked = [line["forward_samples"] - 16 * line["steps"] for line in whole("o2u")[0].lines]
@@ -648,7 +649,7 @@ def test_incv_in_a_run_selects_by_its_own_predictions(whole: Callable[[str], tup
 
 @pytest.mark.parametrize(
     ("name", "stage", "epoch"),
-    [("m-dyr-h", 0, 2), ("selc", 0, 2), ("o2u", 1, 0), ("o2u", 2, 1), ("o2u", 3, 0), ("incv", 1, 2), ("incv", 2, 1)],
+    [("m-dyr-h", 0, 2), ("selc", 0, 2), ("o2u", 1, 0), ("o2u", 4, 1), ("o2u", 5, 0), ("incv", 1, 2), ("incv", 2, 1)],
 )
 def test_a_run_that_is_taken_up_again(
     name: str,

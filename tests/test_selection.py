@@ -237,6 +237,30 @@ def test_published_options_of_the_selecting_methods() -> None:
                     methods.options(name, published(name, dataset, kind, rate))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "headline"),
+    [
+        ("co-teaching", {"forget_rate": 0.3}, "mean"),
+        ("co-teaching+", {"forget_rate": 0.3, "warmup": 1}, "mean"),
+        ("jocor", {"forget_rate": 0.3}, "mean"),
+        ("decoupling", {"warmup": 0}, "mean"),
+        ("dividemix", {"warmup": 1}, "ensemble"),
+        ("elr+", {}, "ensemble"),
+    ],
+)
+def test_the_headline_is_the_authors(
+    name: str, options: dict[str, Any], headline: str, digits: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Their mean where the authors report single networks, else the ensemble; the record has all of them."""
+    result = fit(digits(method=name, method_option=options, epochs=3, noise=0.2), store=tmp_path)
+    for line in RunFolder(tmp_path, result.key).epochs:
+        mean = (line["test_accuracy_1"] + line["test_accuracy_2"]) / 2
+        expected = mean if headline == "mean" else line["test_accuracy_ensemble"]
+        assert line["test_accuracy"] == pytest.approx(expected, abs=1e-9)
+    assert {"test_accuracy_1", "test_accuracy_2", "test_accuracy_ensemble"} <= result.record["results"].keys()
+    assert result.last == pytest.approx(expected, abs=1e-9)
+
+
 @pytest.mark.parametrize("name", ["co-teaching+", "jocor", "cdr"])
 def test_oracle_only_without_a_rate(name: str) -> None:
     option = "rate" if name == "cdr" else "forget_rate"

@@ -1,13 +1,13 @@
 """What a method may ask of the loop beyond a loss: continued stages, frozen and fresh blocks, parameters of its own."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from noisysam.training.loop import Training
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,6 +16,8 @@ from noisysam.core.errors import UserError
 from noisysam.core.task import Task
 from noisysam.methods import METHODS, Method, Stage, StageContext
 from noisysam.runs.config import RunConfig
+from noisysam.runs.record import RunFolder
+from noisysam.training.trainer import Trainer
 
 Configure = Callable[..., RunConfig]
 
@@ -27,6 +29,20 @@ class Refine(Method):
         yield Stage()
         yield Stage(start="continue", fresh=2, trainable=2, settings={"opt": "sgd"})
         yield Stage(start="continue", settings={"epochs": 1})
+
+
+class Held(Method):
+    """Trains, then all but the last two blocks; the second training draws from another part in each epoch."""
+
+    asked = 0
+
+    def stages(self, context: StageContext) -> Iterator[Stage]:
+        yield Stage()
+        yield Stage(start="continue", frozen=2)
+
+    def subset(self) -> Tensor:
+        Held.asked += 1
+        return torch.arange(48) if self.epoch else torch.arange(32)
 
 
 class Shifted(Method):
@@ -46,8 +62,9 @@ class Shifted(Method):
 def _registered() -> Iterator[None]:
     METHODS.register("refine", source="a test")(Refine)
     METHODS.register("shifted", source="a test")(Shifted)
+    METHODS.register("held", source="a test")(Held)
     yield
-    for name in ("refine", "shifted"):
+    for name in ("refine", "shifted", "held"):
         METHODS._items.pop(name)
 
 
@@ -72,16 +89,17 @@ class Interrupt:
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[dict[str, Tensor]]]:
     """The networks' weights before and after each stage's first epoch."""
     found: dict[int, list[dict[str, Tensor]]] = {}
-    train = Training._train
+    train = Trainer.train_epoch
 
-    def noted(self: Training, epoch: int, stage: Stage) -> dict[str, Any]:
-        before = copy.deepcopy(self.nets[0].module.state_dict())
-        line = train(self, epoch, stage)
+    def noted(self: Trainer, epoch: int) -> dict[str, Any]:
+        module = self.learners[0].net.module
+        before = copy.deepcopy(module.state_dict())
+        line = train(self, epoch)
         if epoch == 0:
-            found[self.stage] = [before, copy.deepcopy(self.nets[0].module.state_dict())]
+            found[self.number] = [before, copy.deepcopy(module.state_dict())]
         return line
 
-    monkeypatch.setattr(Training, "_train", noted)
+    monkeypatch.setattr(Trainer, "train_epoch", noted)
     return found
 
 
@@ -100,6 +118,43 @@ def test_blocks_are_drawn_anew_and_trained_alone(
     assert blocks_that_differ(seen[0][1], seen[1][0]) >= {"stage3", "head"}
     assert blocks_that_differ(*seen[1]) == {"stage3", "head"}, "frozen blocks moved, or the others did not"
     assert blocks_that_differ(*seen[2]) == every
+
+
+def test_frozen_blocks_stay_and_a_subset_is_asked_for_once_an_epoch(
+    digits: Configure, tmp_path: Path, seen: dict[int, list[dict[str, Tensor]]]
+) -> None:
+    Held.asked = 0
+    result = fit(digits(method="held", opt="sam", epochs=2), store=tmp_path)
+    assert blocks_that_differ(*seen[1]) == {"stem", "stage1", "stage2"}
+    assert Held.asked == 4
+    assert [line["steps"] for line in RunFolder(tmp_path, result.key).epochs] == [2, 3, 2, 3]
+
+
+def test_a_stage_is_never_changed() -> None:
+    settings = {"epochs": 3}
+    stage = Stage(settings=settings)
+    settings["epochs"] = 5
+    assert stage.settings == {"epochs": 3}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        stage.labels = torch.zeros(3)  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        stage.settings["epochs"] = 4  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start": "again"}, "'again'"),
+        ({"fresh": 1}, "from scratch all are new"),
+        ({"start": "continue", "fresh": -1}, "0 or more"),
+        ({"trainable": 0}, "at least 1"),
+        ({"trainable": 1, "frozen": 1}, "not both"),
+        ({"settings": {"epochs": 0}}, "at least one epoch"),
+    ],
+)
+def test_stages_that_make_no_sense(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Stage(**fields)
 
 
 @pytest.mark.parametrize(

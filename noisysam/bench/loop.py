@@ -12,6 +12,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -32,7 +33,6 @@ from noisysam.bench.measure import (
 )
 from noisysam.bench.runs import dataset, part_of, trainer
 from noisysam.core.errors import RunFailed, UserError
-from noisysam.methods import Stage
 from noisysam.runs.config import validate
 from noisysam.training import devices
 from noisysam.training.progress import note
@@ -248,7 +248,7 @@ def our_loop(case: Case, settings: Settings) -> Iterator[Start]:
             nonlocal epoch
             while steps:
                 now = min(steps, len(index) // case.batch)
-                run.stage = Stage(subset=index[: now * case.batch])
+                run.method.subset = partial(index.narrow, 0, 0, now * case.batch)  # type: ignore[method-assign]
                 run.train_epoch(epoch % EPOCHS)
                 epoch, steps = epoch + 1, steps - now
 

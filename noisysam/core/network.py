@@ -1,6 +1,6 @@
 """A network with what an evaluation of it needs, and batch norm's running statistics."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -47,6 +47,27 @@ class RunningStatistics:
         if self.buffers:
             self.true = self._flat()
             self.turns = []
+
+    def averaged(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The inputs of several forwards, after which their mean batch statistics are left, as if they had been one.
+        Each forward has buffers of its own: autograd keeps a hold of them."""
+        total = [torch.zeros_like(b) for b in self.buffers]
+        try:
+            for part in parts:
+                own = [b.clone() for b in self.buffers]
+                self._place(own)
+                yield part
+                for t, b in zip(total, own, strict=True):
+                    t += b / len(parts)
+        finally:
+            self._place(self.buffers)
+        for b, t in zip(self.buffers, total, strict=True):
+            b.copy_(t)
+
+    def _place(self, buffers: Sequence[Tensor]) -> None:
+        """Let the layers use these tensors as their running statistics."""
+        for layer, mean, variance in zip(self.layers, buffers[::2], buffers[1::2], strict=True):
+            layer.running_mean, layer.running_var = mean, variance
 
     def absorb(self, turn: int, share: float) -> None:
         """Collect the batch statistics that the forward just left, for ``share`` of the rows in their n-th turn."""
@@ -121,23 +142,39 @@ class Net:
         self.forwards = 0
         self.backwards = 0
 
-    def train_only(self, count: int | None) -> None:
-        """Freeze all but the last blocks of the network; None: train all of it."""
+    def train_only(self, count: int | None, frozen: int = 0) -> None:
+        """Freeze all but the last ``count`` blocks of the network (None: train all of it), or the last ``frozen``."""
         blocks = [self.module] if count is None else last_blocks(self.module, count)
         chosen = {id(p) for block in blocks for p in block.parameters()}
+        if frozen:
+            chosen -= {id(p) for block in last_blocks(self.module, frozen) for p in block.parameters()}
         for _, p in self.learnable:
             p.requires_grad_(id(p) in chosen)
         self.named = [(n, p) for n, p in self.learnable if p.requires_grad]
         self.params = [p for _, p in self.named]
 
-    def logits(self, inputs: Tensor, grad: bool, weights: Sequence[Tensor] | None = None) -> Tensor:
-        """Logits (n, K) of one forward, in an autocast of its own; (n, v, K) for rows of v views, whose inputs
-        have a dimension more; at other ``weights`` where given (then with
-        ``grad`` the network is not the compiled one, and its graph may be used several times).
+    def logits(
+        self,
+        inputs: Tensor,
+        grad: bool,
+        weights: Sequence[Tensor] | None = None,
+        forwards: tuple[int, ...] = (),
+    ) -> Tensor:
+        """Float32 logits (n, K) of one forward, in an autocast of its own; (n, v, K) for rows of v views, whose inputs
+        have a dimension more, in one forward or in several of so many views; at other ``weights`` where given (then
+        with ``grad`` the network is not the compiled one, and its graph may be used several times).
 
         Inside one shared autocast the casts of weights are cached, and a forward at perturbed weights would silently
         return the unperturbed logits.
         """
+        if forwards:
+            parts, features = [], []
+            for part in self.statistics.averaged(inputs.split(forwards, 1)):
+                parts.append(self.logits(part, grad, weights))
+                features.append(self.features)
+            with torch.set_grad_enabled(grad):
+                self.features = torch.cat(features, 1) if features[0] is not None else None  # type: ignore[arg-type]
+                return torch.cat(parts, 1)
         views = inputs.shape[1] if inputs.ndim == 5 else 0
         if views:
             inputs = inputs.flatten(0, 1)

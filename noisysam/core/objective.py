@@ -52,7 +52,7 @@ class Objective:
         if grad and rows is None and self.planned is not None:
             logits, self.planned = self.planned, None
         else:
-            logits = self.net.logits(task.inputs, grad)
+            logits = self.net.logits(task.inputs, grad, forwards=task.forwards)
         task = replace(task, features=self.net.features)
         with torch.set_grad_enabled(grad):
             losses = self.loss(logits, task)
@@ -117,7 +117,7 @@ class Objective:
         n = len(task.inputs)
         self.net.backwards += n
         with torch.enable_grad():
-            logits = self.net.logits(task.inputs, grad=True, weights=self.net.params)
+            logits = self.net.logits(task.inputs, grad=True, weights=self.net.params, forwards=task.forwards)
             losses = self.loss(logits, task).unbind()
         total = [torch.zeros_like(p) for p in self.params]
         for loss in losses:

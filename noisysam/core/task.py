@@ -28,11 +28,12 @@ class Task:
     index: Tensor | None = None
     plan: dict[str, Any] = field(default_factory=dict)
     features: Tensor | None = None  # penultimate, of the evaluation at hand, where the network shows them
+    forwards: tuple[int, ...] = ()  # how many of a row's views share a forward, in order; (): all of them
 
     def take(self, rows: Rows, labels: Tensor | None = None) -> "Task":
         """The same task on some of its rows, or with other labels for them."""
         if rows is not None:
             plan = {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in self.plan.items()}
             index = None if self.index is None else self.index[rows]
-            self = Task(self.network, self.inputs[rows], self.labels[rows], index, plan)
+            self = replace(self, inputs=self.inputs[rows], labels=self.labels[rows], index=index, plan=plan)
         return self if labels is None else replace(self, labels=labels)

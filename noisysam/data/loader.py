@@ -72,6 +72,18 @@ class Loader:
             images = augment("none", self.images, part, size=self.size, pad=self.pad, flip=False, generator=unused)
             yield normalise(images, self.mean, self.std)
 
+    def augmented(self, generator: torch.Generator | None) -> Iterator[Tensor]:
+        """Inputs as they are drawn for training, in large batches, in order."""
+        assert generator is not None
+        for part in torch.arange(len(self), device=self.device).split(PLAIN_ROWS):
+            yield self.draw(part, generator)
+
+    def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Some samples' images, augmented and normalised."""
+        policy, size = self.policy, self.size
+        images = augment(policy, self.images, index, size=size, pad=self.pad, flip=self.flip, generator=generator)
+        return normalise(images, self.mean, self.std)
+
 
 class Epoch:
     """One epoch's draws: order and augmentation come from streams of their own, so that they do not depend on what
@@ -90,14 +102,14 @@ class Epoch:
         if self.subset is not None:
             order = self.subset[order]
         for index in order[: n // self.rows * self.rows].split(self.rows):
-            yield Batch(self._draw(index, self.crops), self.loader.labels[index], index, self.number)
+            yield Batch(self.loader.draw(index, self.crops), self.loader.labels[index], index, self.number)
 
     def __len__(self) -> int:
         return (len(self.loader) if self.subset is None else len(self.subset)) // self.rows
 
     def batch(self, index: Tensor, network: int | None = None, views: int = 1, divided: bool = False) -> Batch:
         """A batch of chosen samples in several views, drawn apart from the plain epoch's crops."""
-        drawn = [self._draw(index, self.extra) for _ in range(views)]
+        drawn = [self.loader.draw(index, self.extra) for _ in range(views)]
         return Batch(drawn[0], self.loader.labels[index], index, self.number, network, drawn, divided)
 
     def cycle(self, pool: Tensor, rows: int, steps: int, generator: torch.Generator | None) -> Iterator[Tensor]:
@@ -105,8 +117,3 @@ class Epoch:
         turns = -(-rows * steps // len(pool))
         order = [pool[torch.randperm(len(pool), generator=generator, device=pool.device)] for _ in range(turns)]
         yield from torch.cat(order)[: rows * steps].split(rows)
-
-    def _draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        of = self.loader
-        images = augment(of.policy, of.images, index, size=of.size, pad=of.pad, flip=of.flip, generator=generator)
-        return normalise(images, of.mean, of.std)

@@ -80,8 +80,8 @@ def compose(name: str) -> type[Method]:
 
 
 HOOKS = (  # of which one part alone may have its own
-    "stages", "on_stage", "auxiliary_optimizer", "on_epoch", "on_evaluation", "batches", "tasks", "plan", "loss",
-    "transform_gradient", "outputs", "networks", "published",
+    "stages", "on_stage", "auxiliary_optimizer", "on_epoch", "subset", "on_evaluation", "batches", "tasks", "plan",
+    "loss", "transform_gradient", "outputs", "networks", "published",
 )  # fmt: skip
 
 

@@ -16,20 +16,23 @@ class BackwardOptions(ForwardOptions):
     cutoff: float = Field(
         0.01, ge=0, lt=1, description="singular values of T below this share of the largest are not inverted (paper: 0)"
     )
-    floor: float = Field(0.0, ge=0, lt=1, description="least p in a logarithm (paper: 0; released code: 1e-7)")
+    floor: float = Field(
+        0.0, ge=0, lt=1, description="least p whose logarithm is taken (paper: 0; released code: 1e-7)"
+    )
 
 
 @METHODS.register("backward", source="arXiv 1609.03683, Theorem 1")
 class BackwardCorrection(ForwardCorrection):
-    """Backward correction: a combination of all labels' losses whose mean over the noise is the clean loss.
+    """Backward correction: a combination of the losses of all labels whose mean over the noise is the clean loss.
 
     Equation: L = -sum_k (T^-1)_yk log p_k, T as in forward
-    Code: giorgiop/loss-correction@acfb9ab loss.py, models.py
-    Deviation: where T is nearly singular its pseudo-inverse is taken: directions of small singular values, which no
-        label tells about, are left out, so that weights stay below 1 / cutoff; the loss is unbiased but for them.
-        T is estimated as in forward. The loss has no lower bound; the code's has, by clipping (the option floor).
+    Code: giorgiop/loss-correction@15a79de loss.py, models.py
+    Deviation: where T is nearly singular its pseudo-inverse is used: directions of small singular values are left out,
+        so that weights stay below 1 / cutoff; the loss is unbiased except along them. T is estimated as in forward. The
+        loss has no lower bound; the code's has one, since it clips predictions (option floor).
     State: none per sample; 2 K^2 numbers
-    Checked: numpy, values and gradients; the mean over noisy labels is cross-entropy; singular T.
+    Checked: equal to the authors' loss, gradient and matrix to 1e-6 (tests/parity); numpy, values and gradients; the
+        mean over noisy labels is cross-entropy; singular T.
     """
 
     Options = BackwardOptions

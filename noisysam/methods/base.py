@@ -7,6 +7,7 @@ it likes. So ``loss`` must be pure: no state, no draws.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -32,10 +33,11 @@ class Forward(Protocol):
 
 
 class PredictTrainingSet(Protocol):
-    """Logits (n, K), or features (n, d), of network ``k`` for the whole training set: plain inputs, evaluation mode,
-    the averaged weights where averaging is on. Counts as training time."""
+    """Logits (n, K), or features (n, d), of network ``k`` for the whole training set: plain inputs (or ``augmented``
+    ones, drawn anew by each call), evaluation mode, the averaged weights where averaging is on. Counts as training
+    time."""
 
-    def __call__(self, k: int, features: bool = False) -> Tensor: ...
+    def __call__(self, k: int, features: bool = False, augmented: bool = False) -> Tensor: ...
 
 
 class Options(BaseModel):
@@ -75,29 +77,46 @@ class RunInfo:
     classes: int
     epochs: int
     device: torch.device
+    steps: int = 1  # of an epoch over all samples
     features: int = 0  # of the network's last layer; 0: unknown
     label_smoothing: float = 0.0
     rate: float | None = None  # measured share of wrong labels
     matrix: Tensor | None = None  # (K, K), row: true class
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stage:
-    """One training from given labels. ``labels``: (n,) classes or (n, K) distributions, None for the noisy ones;
-    ``subset``: places in the training set, None for all; ``start``: 'scratch' or 'continue'; ``fresh``: how many of the
-    network's last blocks a continued stage draws anew; ``trainable``: how many are trained, None for all of the network
-    (its blocks, the head last, are those of ``named_blocks``); ``settings``: fields of the run's configuration that
-    this stage changes (epochs, lr, opt, ...; another optimizer has its default options); ``reusable``: whether the
-    stage is a run by itself, by the method's other parts, of which only the predicted classes are used: a finished run
-    then takes its place."""
+    """One training from given labels; never changed after it was given (what each of its epochs draws from is asked of
+    ``Method.subset``).
+
+    ``labels``: (n,) classes or (n, K) distributions, None for the noisy ones; ``start``: from new weights, or from
+    those of the stage before, of which the last ``fresh`` blocks are drawn anew; ``trainable``: how many of the last
+    blocks are trained, None for all; ``frozen``: how many of them are held fixed while all others are trained (the
+    blocks, the head last, are those of ``named_blocks``); ``settings``: fields of the run's configuration that this
+    stage changes (epochs, lr, opt, ...; another optimizer has its default options); ``reusable``: whether the stage is
+    a run by itself, by the method's other parts, of which only the predicted classes are used: a finished run then
+    takes its place."""
 
     labels: Tensor | None = None
-    subset: Tensor | None = None
-    start: str = "scratch"
+    start: Literal["scratch", "continue"] = "scratch"
     fresh: int = 0
     trainable: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    frozen: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
     reusable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.start not in ("scratch", "continue"):
+            raise ValueError(f"a stage starts from scratch or continues, not {self.start!r}")
+        if self.fresh and self.start == "scratch":
+            raise ValueError("fresh blocks are those of a stage that continues: from scratch all are new")
+        if min(self.fresh, self.frozen) < 0 or (self.trainable is not None and self.trainable < 1):
+            raise ValueError("a stage draws anew or freezes 0 or more blocks, and trains at least 1")
+        if self.trainable is not None and self.frozen:
+            raise ValueError("a stage names the blocks that it trains or those that it freezes, not both")
+        if self.settings.get("epochs", 1) < 1:
+            raise ValueError("a stage has at least one epoch")
+        object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
 
 @dataclass(frozen=True)
@@ -129,6 +148,7 @@ class Method(nn.Module):
     views: ClassVar[int] = 1  # images that a row of a task holds
     features: ClassVar[bool] = False  # whether its loss looks at the penultimate features: ``task.features``
     reported: ClassVar[Literal["logits", "features"]] = "logits"  # what ``outputs`` makes the reported logits from
+    headline: ClassVar[Literal["ensemble", "mean of networks"]] = "ensemble"  # whose figures the authors report
     teacher_decay: float = 0.0  # decay of the moving averages of the weights that ``forward`` may see; 0: none are kept
 
     def __init__(self, options: Any, info: RunInfo) -> None:
@@ -158,6 +178,10 @@ class Method(nn.Module):
 
     def on_epoch(self, epoch: int, predict: PredictTrainingSet) -> None:
         """An epoch begins."""
+
+    def subset(self) -> Tensor | None:
+        """Places in the training set that this epoch draws from, None for all; asked after ``on_epoch``."""
+        return None
 
     def auxiliary_optimizer(self) -> torch.optim.Optimizer | None:
         """The optimizer of the method's own parameters, asked for after each ``on_stage``."""

@@ -18,12 +18,14 @@ class BootstrapOptions(Options):
 class Bootstrap(Method):
     """Bootstrap: train, replace each label by the network's own prediction, train again from scratch.
 
-    With SGD's last epoch nothing should be gained, since it has memorised the labels. ``teacher=selected`` is the noisy
-    teacher of Chen et al. 2021 (AAAI).
+    After SGD's last epoch no gain is expected, since the network has memorised its labels. ``teacher=selected`` is the
+    noisy teacher of Chen et al. 2021 (AAAI).
 
     Equation: y <- argmax p of the first training, for every sample; the second training learns those from scratch.
+    Code: none released
     Deviation: hard predictions from plain inputs in evaluation mode; the paper leaves these open.
-    Checked: the second stage's labels against predictions by hand, from the last and from the selected epoch.
+    Checked: the paper's labels for the second training, exactly (tests/parity); predictions by hand, from the last and
+        from the selected epoch.
     """
 
     Options = BootstrapOptions

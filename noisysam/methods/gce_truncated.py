@@ -15,20 +15,24 @@ from noisysam.methods.gce import GCE, GCEOptions
 
 class TruncatedOptions(GCEOptions):
     k: float = Field(0.5, gt=0, lt=1, description="least p_y of a sample that is kept (published 0.5)")
-    start: int = Field(40, ge=0, description="epoch that first leaves samples out (CIFAR-10: 40; CIFAR-100: 80)")
+    start: int = Field(
+        40, ge=0, description="epoch, counted from 1, that first leaves samples out (CIFAR-10: 40; CIFAR-100: 80)"
+    )
     every: int = Field(10, ge=1, description="epochs between two choices of the samples (published 10)")
 
 
-@METHODS.register("gce-truncated", source="arXiv 1805.07836, the truncated L_q loss and Algorithm 1")
+@METHODS.register("gce-truncated", source="arXiv 1805.07836, the truncated L_q loss and Algorithm 1", revision=2)
 class GCETruncated(GCE):
-    """Truncated generalised cross-entropy: samples whose label is less probable than k are left out for a while.
+    """Truncated generalised cross-entropy: samples whose label is less probable than k are left out for some epochs.
 
     Equation: L = w (L_q - L_q(k)), L_q(k) = (1 - k^q) / q; every few epochs w = [L_q <= L_q(k)], 1 before the first
-    Code: AlanChou/Truncated-Loss@93a2464 TruncatedLoss.py (not the authors')
-    Deviation: samples are chosen by the network as it is, not by the best one so far, which takes clean labels to
-        know. A choice that would leave nothing keeps the last one. Rows left out count in the mean, as published.
+    Code: AlanChou/Truncated-Loss@fef5908 TruncatedLoss.py, main.py (not the authors')
+    Deviation: samples are chosen by the network as it is, not by the one that was best on the test set; on plain
+        inputs, not augmented ones. A choice that would leave nothing keeps the last one. Rows left out count in the
+        mean, as published.
     State: 1 byte per sample
-    Checked: numpy, values and gradients; choices and their epochs by hand.
+    Checked: equal to the code's loss, weights and epochs (the 40th, 50th, ...) to 1e-12 (tests/parity); numpy, values
+        and gradients; choices and their epochs by hand.
     """
 
     Options = TruncatedOptions
@@ -48,7 +52,7 @@ class GCETruncated(GCE):
         self.register_buffer("kept", torch.ones(self.info.samples, dtype=torch.bool, device=self.info.device))
 
     def on_epoch(self, epoch: int, predict: PredictTrainingSet) -> None:
-        past = epoch - self.options.start
+        past = epoch + 1 - self.options.start
         if past < 0 or past % self.options.every:
             return
         logits = predict(0)

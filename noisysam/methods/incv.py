@@ -1,8 +1,4 @@
-"""Methods that find samples to trust in some trainings, and train once more on those alone.
-
-What a stage learns from is set in ``on_stage`` or ``on_epoch``, from saved state: a resumed run does not go through
-the stages before its own again.
-"""
+"""INCV."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from noisysam.methods.base import METHODS, Method, Options, Stage, StageContext
+from noisysam.methods.base import METHODS, Method, Options, RunInfo, Stage, StageContext
 
 
 class INCVOptions(Options):
@@ -32,35 +28,40 @@ class INCV(Method):
     """INCV: trains on one half, selects from the other the samples whose label it predicts; then trains on those.
 
     Equation: S = {i held out: argmax p_i = y_i}; dropped from the candidates: S and the r |S| largest losses held out,
-    r = min(2, e / (1-e)); e, from the first half: agreement = (1-e)^2 + e^2 / (K-1)
+        r = min(2, e / (1-e)); e, from the first half: agreement = (1-e)^2 + e^2 / (K-1)
     Code: chenpf1025/noisy_label_understanding_utilizing@a6c8e0d INCV_main.py
     Deviation: the last training is cross-entropy on the selected samples (paper: co-teaching, with the remaining
-    candidates later on); incv,co-teaching runs every training by co-teaching.
+        candidates later on); incv,co-teaching runs every training by co-teaching.
     Deviation: a half's last epoch judges (code: in the first iterations the one of best held-out accuracy); each
-    training has its own initial weights (code: the same).
+        training has its own initial weights (code: the same); e is solved for (code: raised by steps of 0.001).
     State: none per sample; the logits of 2 x iterations trainings (4 K bytes per sample each) are in the checkpoint
-    Checked: a division by hand over two iterations; the estimate; a resume in the last stage
+    Checked: the samples that the code selects from the same halves and predictions, exactly, over two iterations
+        (tests/parity); a division by hand; the estimate; a resume in the last stage
     """
 
     Options = INCVOptions
 
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
-        return {"remove": 0.0} if noise_type in ("asymmetric", "pair") else {}
+        return {"remove": 0.0} if noise_type.startswith(("asymmetric", "pair")) else {}
+
+    def __init__(self, options: INCVOptions, info: RunInfo) -> None:
+        super().__init__(options, info)
+        self.judged: list[Tensor] = []  # logits of each training so far
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
-        self.judged: list[Tensor] = []
         length = max(1, round(self.options.length * self.info.epochs))
         for _ in range(2 * self.options.iterations):
-            self.stage = Stage(settings={"epochs": length})
-            yield self.stage
+            yield Stage(settings={"epochs": length})
             self.judged.append(context.predict("last").cpu())
-        self.stage = Stage()
-        yield self.stage
+        yield Stage()
 
     def on_stage(self, labels: Tensor) -> None:
         places = divide(labels.cpu(), self.judged, self.options.iterations, self.options.remove)
-        self.stage.subset = places.to(labels.device) if len(places) else None  # nothing selected: all samples
+        self.places = places.to(labels.device) if len(places) else None  # nothing selected: all samples
+
+    def subset(self) -> Tensor | None:
+        return self.places
 
 
 def divide(labels: Tensor, judged: Sequence[Tensor], iterations: int, remove: float | None) -> Tensor:

@@ -21,9 +21,10 @@ class LabelSmoothing(Method):
     """Label smoothing, with a positive or a negative rate.
 
     Equation: L = -(1 - r) log p_y - r / K sum_k log p_k, over all K classes, y among them
-    Code: UCSC-REAL/negative-label-smoothing@05078f6 README.md
-    Deviation: after a warm-up the run goes on at its own learning rate; the code starts a second one, at 1e-6.
-    Checked: numpy, values and gradients; torch's label_smoothing for rates of 0 and more.
+    Code: UCSC-REAL/negative-label-smoothing-in-noisy-labels@05078f6 README.md
+    Deviation: after a warm-up the run continues at its own learning rate; the code starts a second one, at 1e-6.
+    Checked: equal to the authors' loss and gradient at a positive and a negative rate to 1e-6 (tests/parity); numpy,
+        values and gradients; torch's label_smoothing for rates of 0 and more.
     """
 
     Options = SmoothingOptions

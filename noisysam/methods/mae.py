@@ -11,8 +11,10 @@ class MAE(Method):
     """Mean absolute error between prediction and label.
 
     Equation: L = sum_k |e_y - p|_k = 2 (1 - p_y)
-    Deviation: the sum, as in the paper; gce at q = 1 and most code have half of it.
-    Checked: numpy, values and gradients; twice gce at q = 1.
+    Code: none by the authors; HanxunH/Active-Passive-Losses@04bce53 loss.py
+    Deviation: the sum, as in the paper; that code and gce at q = 1 have half of it.
+    Checked: twice that code's loss and gradient to 1e-12 (tests/parity); numpy, values and gradients; twice gce at q =
+        1.
     """
 
     smooths = False

@@ -13,21 +13,25 @@ from noisysam.methods.base import METHODS, Method, Options
 class MentorNetOptions(Options):
     percentile: float = Field(0.7, ge=0, le=1, description="p of the moving average of losses (published 0.7 to 0.75)")
     decay: float = Field(0.5, ge=0, lt=1, description="of that moving average (published 0.5)")
-    burn_in: float = Field(0.18, ge=0, le=1, description="share of the epochs with all weights 1 (published 0.18)")
+    burn_in: float = Field(
+        0.0, ge=0, le=1, description="share of the epochs with all weights 1 (0; the data-driven MentorNet: 0.18)"
+    )
 
 
-@METHODS.register("mentornet", source="arXiv 1712.05055, equation 1; google/mentornet, the thresholding curriculum")
+@METHODS.register("mentornet", source="arXiv 1712.05055, equation 1, the predefined curriculum", revision=2)
 class MentorNet(Method):
     """MentorNet, its predefined curriculum: a row counts where its loss is at most a moving percentile of losses.
 
     Equation: L = 1/n sum_i v_i CE(y_i, p_i), v_i = 1[CE_i <= a], a <- decay a + (1 - decay) percentile_p(CE_1..n)
-    Code: google/mentornet@9e41f60 code/utils.py
-    Deviation: v is the threshold that the code offers for the simplest MentorNet, not a trained network (whose
-        data-driven form needs clean labels); no example dropout; weight decay is not scaled by the mean of v, as it is
-        in the code. The mean is over all rows, as in equation 1; where none counts, nothing is learned in that step.
-        The average starts at 0, as in the code, so that without a burn-in the first steps choose fewer rows.
+    Code: google-research/google-research@0c1bbe5 mentormix/code/utils.py, loss_thresholding_function and mentornet;
+        burn-in and percentiles: google/mentornet@9e41f60 commands/train_studentnet_resnet.sh
+    Deviation: v is the threshold that the code offers as the simplest MentorNet, at the moving average that its comment
+        recommends, not a trained network (whose data-driven form needs clean labels); no example dropout; weight decay
+        is not scaled by the mean of v. The mean is over all rows, as in equation 1; where none counts, nothing is
+        learned in that step. The average starts at 0, as in the code, so that the first steps choose fewer rows.
     State: 0 bytes per sample (one number)
-    Checked: the average and the weights over three batches in numpy; burn-in; losses that are not finite.
+    Checked: average, weights and gradient over five batches to 1e-6 (tests/parity); burn-in; losses that are not
+        finite.
     """
 
     Options = MentorNetOptions

@@ -20,7 +20,9 @@ class Mixup(Method):
     """Mixup: each row is mixed with another of its batch, inputs and labels by one weight per batch.
 
     Equation: x = l x_i + (1 - l) x_j, CE to l y_i + (1 - l) y_j, l ~ Beta(alpha, alpha).
-    Checked: inputs, labels and the loss by hand; partners are a permutation.
+    Code: facebookresearch/mixup-cifar10@eaff31a train.py
+    Checked: equal to the authors' inputs, loss and gradient to 1e-6 on the same draws (tests/parity); partners are a
+        permutation.
     """
 
     Options = MixupOptions

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, one_hot
-from noisysam.methods.sce import LOG_ZERO, reverse_cross_entropy
+from noisysam.methods.sce import LOG_ZERO, RELEASED, reverse_cross_entropy
 
 
 class NCERCEOptions(Options):
@@ -21,9 +21,11 @@ class NCERCE(Method):
     """Active passive loss: normalised cross-entropy and reverse cross-entropy.
 
     Equation: L = alpha NCE + beta RCE, NCE = log p_y / sum_k log p_k, RCE = -A (1 - p_y), A in place of log 0
-    Code: HanxunH/Active-Passive-Losses@0c207f7 loss.py
-    Deviation: A = -4, by which the code normalises RCE elsewhere; here it clips labels at 1e-4, which is A = -9.21.
-    Checked: numpy, values and gradients; NCE over all labels sums to 1.
+    Code: HanxunH/Active-Passive-Losses@04bce53 loss.py
+    Deviation: A = -4, by which the code normalises RCE elsewhere. In this loss it clips labels at 1e-4, which is A =
+        -9.21: there the reverse cross-entropy weighs 2.3 times as much (A=-9.2103; --preset published).
+    Checked: equal to the released loss and gradient at A = log 1e-4 to 1e-7 (tests/parity); numpy, values and
+        gradients; NCE over all labels sums to 1.
     """
 
     Options = NCERCEOptions
@@ -31,7 +33,7 @@ class NCERCE(Method):
 
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
-        return {"alpha": 10.0, "beta": 0.1} if dataset == "cifar100" else {}
+        return {"A": RELEASED, **({"alpha": 10.0, "beta": 0.1} if dataset == "cifar100" else {})}
 
     def loss(self, logits: Tensor, task: Task) -> Tensor:
         o, log_p, labels = self.options, logits.log_softmax(1), one_hot(task.labels, logits.shape[1])

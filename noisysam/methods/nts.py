@@ -18,8 +18,8 @@ class NTS(Bootstrap):
     """NTS: train, relabel by the epoch that is best on noisy validation labels, train a student from scratch.
 
     Equation: y'_i = argmax_k p_k(x_i; w_t), t = argmax over epochs of the accuracy on noisy validation labels
-    Code: chenpf1025/RobustnessAccuracy@3625e81 train_cifar10_ce.py
-    Checked: against bootstrap with teacher=selected, through the loop.
+    Code: chenpf1025/RobustnessAccuracy@238732e train_cifar10_ce.py
+    Checked: the code's labels for the student, exactly (tests/parity); against bootstrap with teacher=selected.
     """
 
     Options = NTSOptions

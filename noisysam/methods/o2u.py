@@ -1,5 +1,6 @@
 """O2U-Net."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -13,25 +14,28 @@ from noisysam.methods.base import METHODS, Method, Options, PredictTrainingSet, 
 class O2UOptions(Options):
     remove: Rate = Field(None, description="share of the samples left out (default: the run's noise rate; 0.5x of it)")
     pretrain: float = Field(
-        1.0, gt=0, description="length of the training at a constant rate, in --epochs (250 of 250, see Deviation)"
+        1.0, gt=0, description="length of the first training, in --epochs (250 of 250, see Deviation)"
     )
     cyclical: float = Field(1.0, gt=0, description="length of all cycles, in --epochs (250 of 250, see Deviation)")
     period: int = Field(10, ge=1, description="epochs of a cycle (published 10)")
-    lr: float = Field(0.01, gt=0, description="constant learning rate, and peak of a cycle (published 0.01, for sgd)")
+    lr: float = Field(0.01, gt=0, description="first learning rate, and peak of a cycle (published 0.01, for sgd)")
 
 
-@METHODS.register("o2u", source="Huang et al., ICCV 2019")
+@METHODS.register("o2u", source="Huang et al., ICCV 2019", revision=2)
 class O2U(Method):
     """O2U-Net: ranks samples by their losses over cycles of the learning rate, drops the top, trains from scratch.
 
-    Equation: score_i = sum over the cycles' epochs of (loss_i - mean loss); kept: the floor((1-eta) n) smallest
-    Deviation: a cycle falls by a half cosine to 0 (paper: linearly from 0.01 to 0.001), its optimizer starts anew, and
-    its batch is the run's (paper: 16 in the cycles).
+    Equation: score_i = sum over the cycles' epochs of (loss_i - mean loss); kept: the floor((1-eta) n) smallest; the
+        first training's rate is lr, lr / 2 from a quarter of it on, and lr / 10 from half of it on
+    Code: hjimce/O2U-Net@ef89d99 main.py
+    Deviation: a cycle falls by a half cosine to 0 (paper: linearly from 0.01 to 0.001), its optimizer starts anew, as
+        it does at each of the first training's rates, and its batch is the run's (paper: 16 in the cycles).
     Deviation: losses are those of plain inputs at the end of an epoch (paper: of each training step).
-    Deviation: the paper trains at first until accuracy is stable; the lengths are those of hjimce/O2U-Net, who goes on
-    from the first training's weights in the last.
+    Deviation: the paper trains at first until accuracy is stable; the lengths are those of the code, which continues
+        from the first training's weights in the last.
     State: 4 bytes per sample
-    Checked: scores and the choice by hand; the rate over the stages; a resume in a cycle and in the last stage
+    Checked: equal to the code's scores, choice and rates on the same losses to 1e-5 (tests/parity); scores and the
+        choice by hand; a resume in a cycle and in the last stage
     """
 
     Options = O2UOptions
@@ -43,15 +47,25 @@ class O2U(Method):
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
         o, epochs = self.options, self.info.epochs
-        constant = {"schedule": "constant", "lr": o.lr, "epochs": max(1, round(o.pretrain * epochs))}
+        self.cycle, self.final = 0, False
+        yield from self.first_training()
         cycle = {"schedule": "cosine", "warmup": 0.0, "lr": o.lr, "epochs": o.period}
-        self.cycle, self.final = 0, None
-        yield Stage(settings=constant)
         for _ in range(max(1, round(o.cyclical * epochs / o.period))):
             self.cycle += 1
             yield Stage(start="continue", settings=cycle)
-        self.last, self.final = context.predict("last"), Stage()
-        yield self.final
+        self.last, self.final = context.predict("last"), True
+        yield Stage()
+
+    def first_training(self) -> Iterator[Stage]:
+        """One stage for each of its learning rates, those without an epoch left out."""
+        length = max(1, round(self.options.pretrain * self.info.epochs))
+        ends = [0, math.ceil(length / 4), math.ceil(length / 2), length]
+        for start, end, divisor in zip(ends[:3], ends[1:], (1, 2, 10), strict=True):
+            settings = {"schedule": "constant", "lr": self.options.lr / divisor, "epochs": end - start}
+            if not start:
+                yield Stage(settings=settings)
+            elif end > start:
+                yield Stage(start="continue", settings={**settings, "warmup": 0.0})
 
     def on_stage(self, labels: Tensor) -> None:
         self.labels = labels
@@ -60,12 +74,14 @@ class O2U(Method):
 
     def on_epoch(self, epoch: int, predict: PredictTrainingSet) -> None:
         """Take in the losses that the epoch before ended with, if it belonged to a cycle."""
-        if self.final is not None:
+        if self.final:
             if epoch == 0:
                 self.take_in(self.last)
-            self.final.subset = self.kept()
         elif self.cycle > 1 or (self.cycle == 1 and epoch > 0):
             self.take_in(self.outputs([predict(k) for k in range(self.networks)]))
+
+    def subset(self) -> Tensor | None:
+        return self.kept() if self.final else None
 
     def take_in(self, logits: Tensor) -> None:
         losses = F.cross_entropy(logits, self.labels, reduction="none")

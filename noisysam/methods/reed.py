@@ -10,7 +10,9 @@ from noisysam.methods.base import METHODS, Method, Options, one_hot
 
 
 class ReedSoftOptions(Options):
-    beta: float = Field(0.95, ge=0, le=1, description="trust in the label, the rest in the prediction (published 0.95)")
+    beta: float = Field(
+        0.95, ge=0, le=1, description="weight of the label; the prediction has the rest (published 0.95)"
+    )
     flow: bool = Field(True, description="whether the gradient flows through the prediction in the target")
 
 
@@ -19,7 +21,10 @@ class ReedSoft(Method):
     """Soft bootstrapping: the target is a mean of the label and the network's own prediction.
 
     Equation: L = -sum_k (b e_y + (1 - b) p)_k log p_k, p the prediction at the weights evaluated
-    Checked: numpy, values and gradients with and without flow; cross-entropy plus an entropy.
+    Code: none by the authors; giorgiop/loss-correction@15a79de loss.py boot_soft
+    Deviation: that code clips predictions at 1e-7.
+    Checked: equal to that code's loss and gradient to 1e-7 (tests/parity); numpy, values and gradients with and without
+        flow; cross-entropy plus an entropy.
     """
 
     Options = ReedSoftOptions
@@ -32,15 +37,18 @@ class ReedSoft(Method):
 
 
 class ReedHardOptions(Options):
-    beta: float = Field(0.8, ge=0, le=1, description="trust in the label, the rest in the prediction (published 0.8)")
+    beta: float = Field(0.8, ge=0, le=1, description="weight of the label; the prediction has the rest (published 0.8)")
 
 
 @METHODS.register("reed-hard", source="arXiv 1412.6596, hard bootstrapping")
 class ReedHard(Method):
     """Hard bootstrapping: the target is a mean of the label and the class that the network predicts.
 
-    Equation: L = -sum_k (b e_y + (1 - b) e_z)_k log p_k, z = argmax p, decided once a step at the unperturbed weights
-    Checked: numpy, values and gradients; the class stays where the weights evaluated would predict another.
+    Equation: L = -sum_k (b e_y + (1 - b) e_z)_k log p_k, z = argmax p, chosen once a step at the unperturbed weights
+    Code: none by the authors; giorgiop/loss-correction@15a79de loss.py boot_hard
+    Deviation: that code clips predictions at 1e-7.
+    Checked: equal to that code's loss and gradient to 1e-7 (tests/parity); numpy, values and gradients; the class stays
+        where the weights evaluated would predict another.
     """
 
     Options = ReedHardOptions

@@ -32,7 +32,7 @@ class SELC(Method):
     Code: MacLLL/SELC@69bcf1e class-conditional_noise/train_cifar_with_SELC.py
     Deviation: blind by default, one start for every noise; the authors' table by noise is the published preset.
     State: 4 K bytes per sample
-    Checked: the recursion over visits, loss and gradient in numpy
+    Checked: equal to the authors' targets, loss and gradient to 1e-6 over five visits across the start (tests/parity)
     """
 
     Options = SELCOptions

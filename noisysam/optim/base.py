@@ -93,7 +93,7 @@ class SharpnessAware(torch.optim.Optimizer):
     begins_at_w: bool = True  # whether the first evaluation is of given rows at the unperturbed weights
 
     @classmethod
-    def checked(cls, values: Mapping[str, Any]) -> Options:
+    def checked(cls, values: Mapping[str, Any]) -> Any:
         """Validated options; ``UserError`` names the one that is wrong."""
         try:
             return cls.Options(**values)

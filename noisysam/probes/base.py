@@ -301,5 +301,5 @@ def _method(config: RunConfig, problem: Problem, loader: Loader, modules: list[n
             raise UserError(f"method {config.method}: the labels that its classifier was fitted to are not kept")
         evaluator = Evaluator(problem, loader, method.outputs, bf16=False, features=True)
         method.on_stage(loader.labels)
-        method.on_evaluation(lambda k, features=False: evaluator.of_training(modules[k], features))
+        method.on_evaluation(lambda k, features=False, augmented=False: evaluator.of_training(modules[k], features))
     return method

@@ -47,7 +47,8 @@ class RunConfig(BaseModel):
     noise: float = Field(0.0, ge=0, le=1, description="share of samples selected for a new label")
     noise_type: str = Field(
         "symmetric",
-        description="symmetric (over all classes), symmetric-exclusive (over the others), asymmetric, pair, instance, "
+        description="symmetric (over all classes), symmetric-exclusive (over the others), asymmetric, "
+        "asymmetric-blocks, pair, instance, "
         "human:SET (CIFAR-N), file:PATH",
     )
     noise_seed: int = Field(-1, ge=-1, description="seed of the noisy labels, apart from --seed (-1: the same number)")

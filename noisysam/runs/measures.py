@@ -1,6 +1,7 @@
 """The quantities that are measured in an evaluation, by their names in the record."""
 
 EVALUATED = (
-    "test_accuracy", "test_nll", "test_ece", "test_accuracy_1", "test_accuracy_2", "val_accuracy",
+    "test_accuracy", "test_nll", "test_ece", "test_accuracy_1", "test_accuracy_2",
+    "test_accuracy_ensemble", "val_accuracy",
     "clean_accuracy", "memorised", "recovered", "auroc",
 )  # fmt: skip

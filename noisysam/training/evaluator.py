@@ -1,6 +1,7 @@
 """Looking at networks from outside: plain inputs, evaluation mode, unperturbed weights."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +33,12 @@ class Evaluator:
         bf16: bool,
         features: bool = False,
         compile: bool = False,
+        headline: Literal["ensemble", "mean of networks"] = "ensemble",
     ) -> None:
         """``outputs``: the method's, from the logits (or ``features``) of each network to the reported logits.
-        ``compile``: whether networks are compiled for it."""
-        self.features, self.compile = features, compile
+        ``compile``: whether networks are compiled for it; ``headline``: whose figures are reported, of the networks
+        together or their own, averaged."""
+        self.features, self.compile, self.headline = features, compile, headline
         self.compiled: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
         dataset, device = problem.dataset, loader.device
         self.loader, self.outputs, self.bf16 = loader, outputs, bf16
@@ -53,23 +56,32 @@ class Evaluator:
     def measure(self, modules: Sequence[nn.Module]) -> dict[str, float]:
         """All figures of one epoch, as shares of 1; nan where a group is empty."""
         each = self._logits(modules, self._images(self.test_images))
-        logits = self.outputs(each)
-        figures = {
+        figures = self._mean(self._of_test, each)
+        if len(modules) > 1:
+            for k, own in enumerate(each, start=1):
+                figures[f"test_accuracy_{k}"] = float(metrics.accuracy(own, self.test_labels))
+            figures["test_accuracy_ensemble"] = float(metrics.accuracy(self.outputs(each), self.test_labels))
+        if len(self.val_labels):
+            each = self._logits(modules, self._images(self.val_images))
+            figures |= self._mean(lambda z: {"val_accuracy": float(metrics.accuracy(z, self.val_labels))}, each)
+        return figures | self._mean(self._of_sample, self._logits(modules, self.loader.plain(self.sample)))
+
+    def _of_test(self, logits: Tensor) -> dict[str, float]:
+        return {
             "test_accuracy": float(metrics.accuracy(logits, self.test_labels)),
             "test_nll": float(metrics.negative_log_likelihood(logits, self.test_labels)),
             "test_ece": float(metrics.expected_calibration_error(logits, self.test_labels)),
         }
-        if len(modules) > 1:
-            for k, own in enumerate(each, start=1):
-                figures[f"test_accuracy_{k}"] = float(metrics.accuracy(own, self.test_labels))
-        if len(self.val_labels):
-            val = self.outputs(self._logits(modules, self._images(self.val_images)))
-            figures["val_accuracy"] = float(metrics.accuracy(val, self.val_labels))
-        sample = self.outputs(self._logits(modules, self.loader.plain(self.sample)))
-        figures |= metrics.memorisation(sample, self.given, self.clean)
-        losses = metrics.per_sample_loss(sample, self.given)
-        figures["auroc"] = float(metrics.detection_auroc(losses, self.given != self.clean))
-        return figures
+
+    def _of_sample(self, logits: Tensor) -> dict[str, float]:
+        losses = metrics.per_sample_loss(logits, self.given)
+        auroc = float(metrics.detection_auroc(losses, self.given != self.clean))
+        return {**metrics.memorisation(logits, self.given, self.clean), "auroc": auroc}
+
+    def _mean(self, figures: Callable[[Tensor], dict[str, float]], each: Sequence[Tensor]) -> dict[str, float]:
+        """Figures of the reported logits, or the mean of those of each network, whichever is the headline."""
+        found = [figures(z) for z in (each if self.headline == "mean of networks" else [self.outputs(each)])]
+        return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
     def confusion(self, modules: Sequence[nn.Module]) -> npt.NDArray[np.int64]:
         """Test images by class (rows) and predicted class (columns)."""
@@ -82,9 +94,9 @@ class Evaluator:
         """The reported logits (n, K) for the whole training set."""
         return self.outputs(self._logits(modules, self.loader.plain()))
 
-    def of_training(self, module: nn.Module, features: bool = False) -> Tensor:
-        """Logits (n, K), or features (n, d), of one network for the whole training set."""
-        return self._forward(module, self.loader.plain(), features)
+    def of_training(self, module: nn.Module, features: bool = False, inputs: Iterator[Tensor] | None = None) -> Tensor:
+        """Logits (n, K), or features (n, d), of one network for the whole training set, by default on plain inputs."""
+        return self._forward(module, self.loader.plain() if inputs is None else inputs, features)
 
     def _logits(self, modules: Sequence[nn.Module], inputs: Iterator[Tensor]) -> list[Tensor]:
         kept = list(inputs) if len(modules) > 1 else inputs

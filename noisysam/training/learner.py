@@ -19,9 +19,9 @@ class WeightAverage:
     the initial weights.
     """
 
-    def __init__(self, net: Net, decay: float, evaluated: bool) -> None:
+    def __init__(self, net: Net, evaluated: bool) -> None:
         self.module: nn.Module = copy.deepcopy(net.module)
-        self.decay, self.evaluated = decay, evaluated
+        self.evaluated = evaluated
         parameters = dict(self.module.named_parameters())
         self.weights = [parameters[name].requires_grad_(False) for name, _ in net.named]  # as ``Net.logits`` takes them
         self.module.requires_grad_(False)
@@ -30,9 +30,9 @@ class WeightAverage:
         self.source, self.target = [source[name] for name in target], list(target.values())
 
     @torch.no_grad()
-    def update(self, found_inf: Tensor) -> None:
+    def update(self, decay: float, found_inf: Tensor) -> None:
         """Take in the present weights; nothing where the step was skipped."""
-        share = torch.full_like(found_inf, 1 - self.decay)
+        share = torch.full_like(found_inf, 1 - decay)
         if self.evaluated:
             share = torch.where(self.updates == 0, 1.0, share)
         weight = share * (1 - found_inf)
@@ -59,14 +59,14 @@ def _averaged(module: nn.Module, buffers: bool) -> dict[str, Tensor]:
 class Learner:
     """One network, what moves it, and what is kept of it.
 
-    ``ema``: decay of the average that is evaluated in place of the network (0: none); ``teacher``: decay of the average
-    that the method may ask for (0: none).
+    ``ema``: decay of the average that is evaluated in place of the network (0: none); ``teacher``: whether an average
+    is kept that the method may ask for.
     """
 
-    def __init__(self, net: Net, optimizer: SharpnessAware, ema: float = 0.0, teacher: float = 0.0) -> None:
-        self.net, self.optimizer = net, optimizer
-        self.ema = WeightAverage(net, ema, evaluated=True) if ema else None
-        self.teacher = WeightAverage(net, teacher, evaluated=False) if teacher else None
+    def __init__(self, net: Net, optimizer: SharpnessAware, ema: float = 0.0, teacher: bool = False) -> None:
+        self.net, self.optimizer, self.decay = net, optimizer, ema
+        self.ema = WeightAverage(net, evaluated=True) if ema else None
+        self.teacher = WeightAverage(net, evaluated=False) if teacher else None
 
     @property
     def reported(self) -> nn.Module:
@@ -78,16 +78,16 @@ class Learner:
         self.net.statistics.begin()
         self.net.seed += 1
 
-    def step(self, objective: Objective, rate: float) -> Tensor:
+    def step(self, objective: Objective, rate: float, teacher_decay: float) -> Tensor:
         """One step at a learning rate; the mean loss at the unperturbed weights. A step whose gradient is not finite is
         skipped: weights, running statistics and averages stay as they were."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss: Tensor = self.optimizer.step(objective)
         self.net.statistics.commit(self.optimizer.found_inf)
-        for average in (self.ema, self.teacher):
+        for average, decay in ((self.ema, self.decay), (self.teacher, teacher_decay)):
             if average is not None:
-                average.update(self.optimizer.found_inf)
+                average.update(decay, self.optimizer.found_inf)
         return loss
 
     def logits(self, inputs: Tensor, averaged: bool = False) -> Tensor:

@@ -85,6 +85,7 @@ class Trainer:
             classes=problem.dataset.classes,
             epochs=config.epochs,
             device=self.device,
+            steps=len(noisy.labels) // self.loader.rows,
             features=getattr(getattr(self.network(0), "head", None), "in_features", 0),
             label_smoothing=config.label_smoothing,
             rate=float(noisy.flip_rate) if "rate" in facts else None,
@@ -98,6 +99,7 @@ class Trainer:
             bf16=resolved["precision"] == "bf16",
             features=self.method.reported == "features",
             compile=resolved["compile"],
+            headline=self.method.headline,
         )
         self.learners: list[Learner] = []
         self.number = -1  # of the present stage
@@ -130,8 +132,8 @@ class Trainer:
                 self._draw_anew(net.module, stage.fresh, seed)
         for net in nets:
             self.processes.broadcast(net.module.state_dict().values())
-            net.train_only(stage.trainable)
-        ema, teacher = self.settings.ema, self.method.teacher_decay
+            net.train_only(stage.trainable, stage.frozen)
+        ema, teacher = self.settings.ema, self.method.teacher_decay > 0
         self.learners = [Learner(net, self._optimizer(net), ema, teacher) for net in nets]
         self.method.rng = np.random.default_rng(stream_seed(self.config.seed, number, 0, "init", self.method.networks))
         self.method.on_stage(self.loader.labels)
@@ -179,7 +181,7 @@ class Trainer:
         self._begin_epoch(epoch)
         forwards, backwards = self._counts()
         self.method.on_epoch(epoch, self.predict)
-        drawn = self.loader.epoch(self.number, epoch, self.stage.subset)
+        drawn = self.loader.epoch(self.number, epoch, self.method.subset())
         sums = torch.zeros(3, device=self.device)  # over steps that were not skipped: loss, gradient norm, one
         batches = steps = images = 0
         rate = self.settings.lr
@@ -232,7 +234,8 @@ class Trainer:
         for task, first in zip(tasks, self._plan(tasks), strict=True):
             learner = self.learners[task.network]
             objective = Objective(learner.net, task, self.method.loss, first, own, self.at_once)
-            loss, found_inf = learner.step(objective, rate), learner.optimizer.found_inf
+            loss = learner.step(objective, rate, self.method.teacher_decay)
+            found_inf = learner.optimizer.found_inf
             if self.auxiliary_optimizer is not None:
                 for p, g in zip(own, objective.auxiliary_grads, strict=True):  # a step that is skipped is so for all
                     p.grad = torch.where(found_inf == 0, g, torch.zeros_like(g))
@@ -248,7 +251,10 @@ class Trainer:
         if self.method.plan is None:
             return [None] * len(tasks)
         whole = [self.learners[t.network].optimizer.whole(len(t.inputs)) for t in tasks]
-        logits = [self.learners[t.network].net.logits(t.inputs, grad=w) for t, w in zip(tasks, whole, strict=True)]
+        logits = [
+            self.learners[t.network].net.logits(t.inputs, w, forwards=t.forwards)
+            for t, w in zip(tasks, whole, strict=True)
+        ]
         self.method.plan(tasks, [z.detach() for z in logits])
         return [z if w else None for z, w in zip(logits, whole, strict=True)]
 
@@ -256,11 +262,12 @@ class Trainer:
         """Logits of network k as it is trained, or at its moving average, without gradient; counted."""
         return self.learners[k].logits(inputs, averaged)
 
-    def predict(self, k: int, features: bool = False) -> Tensor:
-        """Plain predictions, or features, of network k for the training set; counted."""
+    def predict(self, k: int, features: bool = False, augmented: bool = False) -> Tensor:
+        """Plain (or augmented) predictions, or features, of network k for the training set; counted."""
         learner = self.learners[k]
         learner.net.forwards += len(self.loader)
-        result = self.evaluator.of_training(learner.reported, features)
+        inputs = self.loader.augmented(self.method.generator) if augmented else None
+        result = self.evaluator.of_training(learner.reported, features, inputs)
         learner.net.module.train()
         return result
 
