@@ -305,7 +305,7 @@ def test_sam_of_several_ascent_steps_on_a_quadratic(k: int, sign: int, rho: floa
 class Float64(Net):
     """A Net whose logits stay float64, for comparisons to the last digits."""
 
-    def logits(self, inputs: Tensor, grad: bool, weights: Any = None) -> Tensor:
+    def logits(self, inputs: Tensor, grad: bool, weights: Any = None, forwards: Any = ()) -> Tensor:
         with torch.set_grad_enabled(grad):
             return self.forward(inputs)
 

@@ -36,7 +36,9 @@ PLAIN = [name for name in MEMBERS if name not in NEEDS_ROWS]
 class Float64(Net):
     """A Net whose logits stay float64, for comparisons to the last digits."""
 
-    def logits(self, inputs: Tensor, grad: bool, weights: Sequence[Tensor] | None = None) -> Tensor:
+    def logits(
+        self, inputs: Tensor, grad: bool, weights: Sequence[Tensor] | None = None, forwards: tuple[int, ...] = ()
+    ) -> Tensor:
         self.forwards += len(inputs)
         with torch.set_grad_enabled(grad):
             if weights is not None:

@@ -48,7 +48,9 @@ class Network(nn.Module):
 class Float64(Net):
     """A Net whose logits stay float64, for comparisons to the last digits."""
 
-    def logits(self, inputs: Tensor, grad: bool, weights: Sequence[Tensor] | None = None) -> Tensor:
+    def logits(
+        self, inputs: Tensor, grad: bool, weights: Sequence[Tensor] | None = None, forwards: tuple[int, ...] = ()
+    ) -> Tensor:
         with torch.set_grad_enabled(grad):
             if weights is not None:
                 values = {name: w for (name, _), w in zip(self.named, weights, strict=True)}

@@ -642,7 +642,8 @@ def test_incv_in_a_run_selects_by_its_own_predictions(whole: Callable[[str], tup
     assert part[0] | part[1] == set(range(48))
     assert not part[0] & part[1]
     agreed = [
-        set((run.memo[f"{s}/last"].argmax(1) == run.trainer.given).nonzero().flatten().tolist()) for s in range(2)
+        set((run.stage_predictions[f"{s}/last"].argmax(1) == run.trainer.given).nonzero().flatten().tolist())
+        for s in range(2)
     ]
     assert part[2] == (part[1] & agreed[0]) | (part[0] & agreed[1])
 
