@@ -1,26 +1,40 @@
 """noisysam: how well do neural networks survive wrong training labels?
 
-As a library: ``noisysam.fit(noisysam.RunConfig(noise=0.8, opt="sam"))`` and ``noisysam.optim.SAM``. Nothing heavy is
-imported before it is used.
+As a library: ``noisysam.fit(noisysam.RunConfig(noise=0.8, opt="sam"))``, ``noisysam.optim.SAM`` in any training loop,
+``noisysam.results("study")`` as a DataFrame. Nothing heavy is imported before it is used.
 """
 
 import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Method", "Result", "RunConfig", "fit", "optim"]
 
-_PLACES = {
-    "fit": "training.fit",
-    "Result": "training.result",
-    "RunConfig": "runs.config",
-    "Method": "methods",
+_NAMES = {  # public name -> module, and the name there
+    "fit": ("training.fit", "fit"),
+    "Result": ("training.result", "Result"),
+    "RunConfig": ("runs.config", "RunConfig"),
+    "results": ("report.frame", "results"),
+    "Method": ("methods", "Method"),
+    "Stage": ("methods", "Stage"),
+    "Task": ("core.task", "Task"),
+    "NoisyLabels": ("noise", "NoisyLabels"),
+    "make_noise": ("noise", "make"),
 }
+_MODULES = ("data", "methods", "models", "noise", "optim")
+__all__ = [  # noqa: RUF022  (first what is used first)
+    "fit", "RunConfig", "Result", "results", "Method", "Stage", "Task", "NoisyLabels", "make_noise", "data", "methods",
+    "models", "noise", "optim",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name == "optim":
-        return importlib.import_module("noisysam.optim")
-    if name in _PLACES:
-        return getattr(importlib.import_module(f"noisysam.{_PLACES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"noisysam.{name}")
+    if name in _NAMES:
+        module, attribute = _NAMES[name]
+        return getattr(importlib.import_module(f"noisysam.{module}"), attribute)
     raise AttributeError(f"module 'noisysam' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
