@@ -649,6 +649,8 @@ def test_closure_cannot_be_cut_into_chunks() -> None:
         optimizer.step(closure_of(module, optimizer, *small_batch()))
     with pytest.raises(TypeError, match="closure"):
         optimizer.step()
+    with pytest.raises(TypeError, match="return the loss"):
+        optim.SAM(module.parameters()).step(lambda: None)
 
 
 def test_transformation_comes_before_clipping() -> None:
@@ -912,7 +914,6 @@ def test_copies_continue_alike(name: str, way: str) -> None:
     optimizer = member(name, net.named)
     torch.optim.lr_scheduler.StepLR(optimizer, 1)
     train(optimizer, net, range(2))
-    optimizer.generator = None
     pair = (net.module, optimizer)
     module, twin = copy.deepcopy(pair) if way == "deepcopy" else pickle.loads(pickle.dumps(pair))
     before = bits(net.params)

@@ -1,4 +1,8 @@
-"""Every optimizer against an independent recursion in numpy, written from the equation in its docstring."""
+"""Every optimizer against a recursion in numpy, written from the equation in its docstring.
+
+``tests/parity`` compares with the authors' steps. This file covers what those lack: chunks of m rows, Nesterov momentum
+and the forms and branches that no released code has.
+"""
 
 import math
 from collections.abc import Callable, Sequence

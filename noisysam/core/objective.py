@@ -147,7 +147,7 @@ class Objective:
 
 
 class Closure:
-    """Anybody's closure (clear, forward, backward, return loss) as an objective of one whole batch."""
+    """A closure (forward, backward, return the loss) as an objective of one whole batch."""
 
     def __init__(self, closure: Callable[[], Any], params: Sequence[Tensor]) -> None:
         self.closure, self.params, self.l2 = closure, params, 0.0
@@ -158,11 +158,13 @@ class Closure:
     def evaluate(
         self, rows: Rows = None, params: Sequence[Tensor] | None = None, labels: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The closure's loss and the gradient that it leaves in the parameters."""
+        """The closure's loss and the gradients of the parameters after it."""
         if rows is not None or labels is not None:
-            raise ValueError("a plain closure knows only its whole batch: use a noisysam Objective, or m='batch'")
+            raise ValueError("a closure evaluates its whole batch only: use a noisysam Objective, or m='batch'")
         with torch.enable_grad():
             loss = self.closure()
+        if loss is None:
+            raise TypeError("the closure must return the loss")
         if self.first_loss is None:
             self.first_loss = loss
         self.used = [used or p.grad is not None for used, p in zip(self.used, self.params, strict=True)]
@@ -181,7 +183,7 @@ class Closure:
         return self.evaluate(rows, params, labels)[1]
 
     def output(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """A closure shows no logits."""
+        """Not available: a closure has no logits."""
         raise ValueError("this optimizer needs the losses of single rows: use a noisysam Objective, not a closure")
 
     pull = residual = squares = only = output

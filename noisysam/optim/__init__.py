@@ -5,7 +5,16 @@ from typing import Any
 
 from noisysam.core.errors import UserError
 from noisysam.optim.asam import ASAM
-from noisysam.optim.base import NEEDS, OPTIMIZERS, Options, Passes, Radius, SharpnessAware, update_statistics_once
+from noisysam.optim.base import (
+    NEEDS,
+    OPTIMIZERS,
+    Options,
+    Passes,
+    Radius,
+    SharpnessAware,
+    checked,
+    update_statistics_once,
+)
 from noisysam.optim.cr_sam import CRSAM
 from noisysam.optim.esam import ESAM, ESAMInverse
 from noisysam.optim.extrap_sgd import ExtrapSGD
@@ -59,4 +68,4 @@ def options(
         if key in values:
             raise UserError(f"{flag} and option {key} of optimizer {name} are both given: leave one out")
         values[key] = value
-    return member.checked(values)
+    return checked(member, values)

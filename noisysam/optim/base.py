@@ -16,13 +16,13 @@ from noisysam.core.validation import explain
 
 OPTIMIZERS: Registry[type["SharpnessAware"]] = Registry("optimizer")
 
-NEEDS = {  # what a member may ask for beyond gradients
+NEEDS = {  # what an optimizer may require beyond gradients
     "rows": "losses of single rows",
     "hard labels": "classes as labels, not distributions",
     "one view": "rows of one image",
     "index": "each row's place in the training set",
     "features": "a network with features() and head",
-    "norm layers": "a network with normalisation layers",
+    "norm layers": "a network with normalization layers",
     "names": "named parameters",
 }
 
@@ -92,14 +92,6 @@ class SharpnessAware(torch.optim.Optimizer):
     per_group: ClassVar[tuple[str, ...]] = ("rho",)  # options that may differ between param groups
     begins_at_w: bool = True  # whether the first evaluation is of given rows at the unperturbed weights
 
-    @classmethod
-    def checked(cls, values: Mapping[str, Any]) -> Any:
-        """Validated options; ``UserError`` names the one that is wrong."""
-        try:
-            return cls.Options(**values)
-        except ValidationError as error:
-            raise UserError(f"optimizer {cls.name}: " + explain(error, prefix="option ")) from None
-
     def __init__(
         self,
         params: Any,
@@ -124,13 +116,13 @@ class SharpnessAware(torch.optim.Optimizer):
         ``Options``.
         """
         self.given = frozenset(options)
-        chosen = self.checked(options)
+        chosen = checked(type(self), options)
         self.l2 = weight_decay if l2 == "loss" else 0.0
         decay = 0.0 if l2 == "loss" else weight_decay
         params = list(params)
         if base == "sgd":
             if betas is not None:
-                raise ValueError("betas are an option of AdamW: give base='adamw', or momentum for SGD")
+                raise ValueError("betas is an option of AdamW: give base='adamw', or momentum for SGD")
             self.base: torch.optim.Optimizer = torch.optim.SGD(
                 params, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=decay, fused=True
             )
@@ -287,7 +279,7 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, as in torch. Its options are validated; those not given have their defaults."""
-        self.checked({name: param_group[name] for name in self.Options.model_fields if name in param_group})
+        checked(type(self), {name: param_group[name] for name in self.Options.model_fields if name in param_group})
         super().add_param_group(param_group)
         if hasattr(self, "seen"):
             self.follow_parameters()
@@ -461,6 +453,14 @@ def update_statistics_once(model: nn.Module, optimizer: SharpnessAware) -> Itera
     finally:
         for layer in frozen:
             layer.track_running_stats = True
+
+
+def checked(optimizer: type[SharpnessAware], values: Mapping[str, Any]) -> Options:
+    """Validated options of an optimizer; ``UserError`` names the one that is wrong."""
+    try:
+        return optimizer.Options(**values)
+    except ValidationError as error:
+        raise UserError(f"optimizer {optimizer.name}: " + explain(error, prefix="option ")) from None
 
 
 def scaled(tensors: Sequence[Tensor], factor: Factor) -> list[Tensor]:

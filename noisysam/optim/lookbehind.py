@@ -33,7 +33,7 @@ class Lookbehind(SharpnessAware):
     Options = LookbehindOptions
     options: LookbehindOptions
     passes = ("1 + steps", "1 + steps")
-    copies = 4
+    copies = 3
     null = {"rho": 0.0, "m": "batch", "steps": 1, "alpha": 1.0}
 
     @classmethod

@@ -34,7 +34,7 @@ class SAMON(SharpnessAware):
         layers = {name.rpartition(".")[0] for name in weights}
         self.norms = [p for n, p in zip(self.names, self.params, strict=True) if n.rpartition(".")[0] in layers]
         if not self.norms:
-            raise UserError("optimizer sam-on needs trainable normalisation layers: this network has none")
+            raise UserError("optimizer sam-on needs trainable normalization layers: this network has none")
 
     def gradient(self, objective: Objective, rows: Rows) -> list[Tensor]:
         direction = self.unit(objective.grad(rows, self.norms))

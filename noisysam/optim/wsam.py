@@ -22,11 +22,12 @@ class WSAMOptions(Chunked):
 class WSAM(SharpnessAware):
     """WSAM: sharpness as a regularization term with its own weight, decoupled from the base rule.
 
-    Equation: the base rule steps with g; then w <- w - lr gamma / (1 - gamma) (g_p - g), both clipped before.
+    Equation: the base rule steps with g; then w <- w - lr gamma / (1 - gamma) (g_p - g). With --clip each of the two
+    gradients is clipped.
     Code: intelligent-machine-learning/dlrover@05e4f76 atorch/atorch/optimizers/wsam.py.
-    Deviation: their clipping is on by default, at norm 1.
-    Checked: parity, 1e-10 relative over 10 steps (7e-13 measured), with clipping 1e-5 (5e-7: their 1e-6
-    in a denominator); pytorch_optimizer's WSAM.
+    Deviation: clipping is off by default; in the code it is on, at norm 1.
+    Checked: parity, both forms, 1e-10 relative over 10 steps (7e-13 measured), with clipping 1e-5 (5e-7 measured:
+    their 1e-6 in a denominator); pytorch_optimizer's WSAM.
     """
 
     Options = WSAMOptions
