@@ -42,7 +42,7 @@ class SSR(Method):
         Where nothing is selected, all samples are.
     State: 12 bytes per sample, and the heads (0.13 M weights)
     Checked: equal to the authors' relabelling, votes, selection, repeats of the sampler and loss to 1e-6 over two
-        epochs (tests/parity); relabelling, votes and selection by hand; the loss by numpy.
+        epochs (tests/parity); relabelling, votes and selection by hand; the forwards that batch norm sees.
     """
 
     Options = SSROptions
