@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from noisysam import fit
-from noisysam.data.loader import Batch
 from noisysam.methods import RunInfo
 from noisysam.methods.elr_plus import ELRPlus
 from noisysam.runs.config import RunConfig
@@ -24,38 +23,6 @@ def method(**options: float) -> ELRPlus:
     made.generator, made.rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     made.on_stage(torch.tensor([0, 1, 2, 0, 1, 2]))
     return made
-
-
-def test_targets_mixing_and_loss_by_hand() -> None:
-    """Two steps on overlapping batches: t follows the other network's average; the loss sees it mixed as the labels."""
-    made, asked = method(beta=0.6, strength=2.0), []
-    inputs, expected = torch.randn(4, 1, 2, 2), np.zeros((2, 6, 3))
-
-    def look(k: int, x: Tensor, averaged: bool = False) -> Tensor:
-        asked.append((k, averaged))
-        return (k + 1) * x.flatten(1)[:, :3]
-
-    for index in (torch.tensor([4, 0, 2, 1]), torch.tensor([1, 5, 4, 3])):
-        batch = Batch(inputs, torch.tensor([0, 1, 2, 0, 1, 2])[index], index, 0)
-        tasks = made.tasks(batch, look)
-        logits = [torch.randn(4, 3) for _ in range(2)]
-        made.plan(tasks, logits)
-        for k, (task, z) in enumerate(zip(tasks, logits, strict=True)):
-            e = np.exp((2 - k) * inputs.flatten(1)[:, :3].double().numpy())
-            p = e / e.sum(1, keepdims=True)
-            for row, i in enumerate(index.tolist()):
-                expected[k, i] = 0.6 * expected[k, i] + 0.4 * p[row]
-            weight, other = task.plan["weight"], task.plan["other"].numpy()
-            mixed = weight * expected[k][index] + (1 - weight) * expected[k][index.numpy()[other]]
-            torch.testing.assert_close(
-                task.inputs, weight * inputs + (1 - weight) * inputs[other], rtol=1e-5, atol=1e-6
-            )
-            q = np.exp(z.double().numpy())
-            q = q / q.sum(1, keepdims=True)
-            by_hand = -(task.labels.double().numpy() * np.log(q)).sum(1) + 2 * np.log(1 - (q * mixed).sum(1))
-            np.testing.assert_allclose(made.loss(z, task).numpy(), by_hand, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(made.targets.numpy(), expected, rtol=1e-5, atol=1e-6)
-    assert asked == [(1, True), (0, True)] * 2
 
 
 def test_lambda_and_the_decay_grow_where_told() -> None:

@@ -221,41 +221,6 @@ def bootstrapped() -> tuple[Any, Batch, Task]:
     return method, batch, task
 
 
-def test_m_dyr_h_targets_by_hand() -> None:
-    """(1 - B) e_y + B e_z of each row, mixed like the inputs; z from the rows before they are mixed."""
-    _, batch, task = bootstrapped()
-    weight = np.random.default_rng(2).beta(32, 32)
-    other = torch.randperm(6, generator=torch.Generator().manual_seed(1)).numpy()
-    b = np.linspace(0, 1, 12)[batch.index][:, None]
-    guessed = np.eye(3)[batch.inputs.flatten(1)[:, :3].argmax(1)]
-    target = (1 - b) * np.eye(3)[batch.labels] + b * guessed
-    np.testing.assert_allclose(task.labels, weight * target + (1 - weight) * target[other], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(task.inputs, weight * batch.inputs + (1 - weight) * batch.inputs[other], rtol=1e-5)
-    assert task.index is None
-
-
-def test_m_dyr_h_objective_at_w() -> None:
-    """The four weighted cross-entropies of the paper and KL(uniform || mean p): value and gradient."""
-    method, batch, task = bootstrapped()
-    logits = normal(6, 3, seed=4).requires_grad_()
-    method.plan([task], [logits.detach()])
-    objective = method.loss(logits, task).mean()
-    weight = np.random.default_rng(2).beta(32, 32)
-    other = torch.randperm(6, generator=torch.Generator().manual_seed(1))
-    b, z = torch.linspace(0, 1, 12)[batch.index].double(), batch.inputs.flatten(1)[:, :3].argmax(1)
-
-    def each(rows: Tensor) -> Tensor:
-        nll = [F.cross_entropy(logits, labels[rows], reduction="none") for labels in (batch.labels, z)]
-        return ((1 - b[rows]) * nll[0] + b[rows] * nll[1]).mean()
-
-    kl = (1 / 3 * torch.log(1 / 3 / logits.softmax(1).mean(0))).sum()
-    expected = weight * each(torch.arange(6)) + (1 - weight) * each(other) + kl
-    assert kl > 0.01
-    torch.testing.assert_close(objective, expected, rtol=1e-6, atol=1e-7)
-    found, wanted = (torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (objective, expected))
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
-
-
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 1000), penalty=st.floats(0, 3))
 def test_m_dyr_h_rows_are_apart(seed: int, penalty: float) -> None:
@@ -272,28 +237,6 @@ def test_m_dyr_h_rows_are_apart(seed: int, penalty: float) -> None:
 
 
 # SELC
-
-
-def test_selc_over_its_visits() -> None:
-    """The label until the start, then q <- alpha q + (1 - alpha) p at each visit; cross-entropy to that q."""
-    method, labels = make("selc", alpha=0.8, start=0.3), torch.arange(12) % 3
-    method.on_stage(labels)
-    index = torch.tensor([4, 9])
-    q = np.eye(3)[labels[index]]
-    for epoch in range(1, 6):
-        method.epoch = epoch
-        logits = normal(2, 3, seed=epoch).requires_grad_()
-        task = Task(0, logits, labels[index], index)
-        method.plan([task], [logits.detach().float()])
-        p = softmax(logits.detach().numpy())
-        q = 0.8 * q + 0.2 * p if epoch >= 3 else q
-        np.testing.assert_allclose(method.targets[index], q, rtol=1e-5, atol=1e-6)
-        loss = method.loss(logits, task)
-        np.testing.assert_allclose(loss.detach(), -(q * np.log(p)).sum(1), rtol=1e-5)
-        (gradient,) = torch.autograd.grad(loss.sum(), logits)
-        np.testing.assert_allclose(gradient, p - q, rtol=1e-4, atol=1e-6)
-    others = [i for i in range(12) if i not in (4, 9)]
-    assert torch.equal(method.targets[others], F.one_hot(labels, 3).float()[others])
 
 
 @settings(deadline=None, max_examples=30)
@@ -359,29 +302,6 @@ def test_o2u_schedule() -> None:
         assert cycle.start == "continue"
         assert cycle.settings == {"schedule": "cosine", "warmup": 0.0, "lr": 0.02, "epochs": 5}
     assert (last.start, last.settings) == ("scratch", {})
-
-
-def test_o2u_scores_by_hand() -> None:
-    """Losses less their mean, summed over the ends of the cycles' epochs; the largest go."""
-    method, labels = make("o2u", samples=5, epochs=4, period=2, cyclical=1.0, remove=0.4), torch.tensor([0, 1, 2, 0, 1])
-    ends = [normal(5, 3, seed=s).float() for s in range(9)]
-    run = method.stages(StageContext(lambda which: ends[8]))
-    number = 0
-
-    def predict(k: int, features: bool = False) -> Tensor:
-        return ends[number]
-
-    for length in (1, 1, 2, 2, 2, 4):  # three rates, two cycles, the last training
-        next(run)
-        method.on_stage(labels)
-        for epoch in range(length):
-            method.on_epoch(epoch, predict)
-            assert (method.subset() is None) == (not method.final)
-            number += 1
-    losses = np.stack([-np.log(softmax(z.double().numpy()))[range(5), labels] for z in [*ends[5:8], ends[8]]])
-    score = (losses - losses.mean(1, keepdims=True)).sum(0)
-    np.testing.assert_allclose(method.score, score, rtol=1e-4, atol=1e-5)
-    assert method.subset().tolist() == sorted(np.argsort(score)[:3].tolist())
 
 
 @pytest.mark.parametrize(("remove", "kept"), [(0.0, 12), (0.25, 9), (0.99, 1)])

@@ -307,21 +307,6 @@ def losing(losses: Sequence[float]) -> Tensor:
     return torch.stack([-loss, torch.log1p(-torch.exp(-loss))], 1)
 
 
-def test_mentornet_over_three_batches() -> None:
-    """a <- (a + the median) / 2, from 0; a row counts where its loss is at most the new a."""
-    method, labels = make("mentornet", percentile=0.5, decay=0.5, burn_in=0.1, classes=2), torch.zeros(5).long()
-    batches = [[1.0, 2.0, 3.0, 4.0, 5.0], [4.0, 2.0, 0.5, 3.0, 9.0], [0.1, 2.3, 2.2, 5.0, 2.1]]
-    averages = [1.5, 2.25, 2.225]  # medians 3, 3, 2.2
-    counts = [[1, 1, 1, 1, 1], [0, 1, 1, 0, 0], [1, 0, 1, 0, 1]]  # the first epoch of ten is the burn-in
-    for epoch, (losses, average, expected) in enumerate(zip(batches, averages, counts, strict=True)):
-        z, task = losing(losses), Task(0, torch.zeros(5, 1), labels)
-        method.epoch = epoch
-        method.plan([task], [z])
-        assert float(method.average) == pytest.approx(average)
-        assert task.plan["weight"].tolist() == expected
-        np.testing.assert_allclose(method.loss(z, task), np.array(expected) * losses, rtol=1e-9)
-
-
 def test_mentornet_when_no_row_counts() -> None:
     """From an average of 0 and without a burn-in: zero loss and zero gradient, not nan."""
     method = make("mentornet", percentile=0.0, decay=0.9, burn_in=0.0, classes=2)
@@ -357,41 +342,6 @@ def look(k: int, inputs: Tensor) -> Tensor:
     assert k == 0
     assert torch.equal(inputs, ROWS.inputs)
     return UNMIXED
-
-
-def test_mentormix_by_its_own_draws() -> None:
-    """Partners from the softmax of the weights, a share of each row's own, larger where it counts."""
-    method = make("mentormix", alpha=0.7, percentile=0.5, decay=0.0, burn_in=0.0)
-    (task,) = method.tasks(ROWS, look)
-    losses = cross_entropies(UNMIXED, ROWS.labels)
-    v = (losses <= np.quantile(losses, 0.5, method="nearest")).astype(float)
-    assert 2 <= v.sum() <= 4
-    other = torch.multinomial(
-        torch.tensor(np.exp(v) / np.exp(v).sum()).float(), 6, True, generator=torch.Generator().manual_seed(1)
-    ).numpy()
-    m = np.random.default_rng(2).beta(0.7, 0.7, 6)
-    share = np.where(v == 1, np.maximum(m, 1 - m), np.minimum(m, 1 - m))
-    inputs, labels = ROWS.inputs.numpy(), np.eye(3)[ROWS.labels]
-    wide = share[:, None, None, None]
-    np.testing.assert_allclose(task.inputs, wide * inputs + (1 - wide) * inputs[other], rtol=1e-5, atol=1e-6)
-    mixed = share[:, None] * labels + (1 - share[:, None]) * labels[other]
-    np.testing.assert_allclose(task.labels, mixed, rtol=1e-5, atol=1e-6)
-    assert float(method.average) == pytest.approx(np.quantile(losses, 0.5, method="nearest"), rel=1e-5)
-    assert float(method.average_mixed) == 0
-    assert task.index is None
-
-
-def test_mentormix_weighs_mixed_rows_by_their_own_average() -> None:
-    method = make("mentormix", percentile=0.5, decay=0.5, burn_in=0.0)
-    (task,) = method.tasks(ROWS, look)
-    first = method.average.clone()
-    z = draws(6, 3, seed=7)
-    method.plan([task], [z])
-    losses = -(task.labels.double().numpy() * np.log(z.softmax(1).numpy())).sum(1)
-    average = 0.5 * np.quantile(losses, 0.5, method="nearest")
-    assert float(method.average_mixed) == pytest.approx(average, rel=1e-5)
-    assert torch.equal(method.average, first)
-    np.testing.assert_allclose(method.loss(z, task), losses * (losses <= average), rtol=1e-5)
 
 
 def test_mentormix_without_the_second_weighting_plans_nothing() -> None:

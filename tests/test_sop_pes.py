@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,48 +20,6 @@ from noisysam.runs.config import RunConfig
 from noisysam.training.trainer import Trainer
 
 FACTS = RunInfo(samples=7, classes=4, epochs=16, device=torch.device("cpu"))
-
-
-def sop(seed: int) -> SOP:
-    method = SOP(SOP.Options(), FACTS)
-    method.on_stage(torch.arange(7) % 4)
-    draws = np.random.default_rng(seed)
-    with torch.no_grad():
-        method.double()
-        method.u.copy_(torch.from_numpy(draws.normal(0, 0.7, (7, 1))))
-        method.v.copy_(torch.from_numpy(draws.normal(0, 0.7, (7, 4))))
-    return method
-
-
-def sop_by_hand(z: np.ndarray, u: np.ndarray, v: np.ndarray, v_fixed: np.ndarray, y: np.ndarray) -> float:
-    """Sum of the rows' losses; ``v_fixed`` is what the cross-entropy sees."""
-    e, p = np.eye(4)[y], np.exp(z) / np.exp(z).sum(1, keepdims=True)
-    plus = np.clip(u**2 * e, 0, 1)
-    q = np.maximum(p + plus - np.clip(v_fixed**2 * (1 - e), 0, 1), 1e-4)
-    q = np.clip(q / q.sum(1, keepdims=True), 1e-4, 1)
-    s = plus - np.clip(v**2 * (1 - e), 0, 1)
-    return float((-np.log((q * e).sum(1)) + ((np.eye(4)[z.argmax(1)] + s - e) ** 2).sum(1)).sum())
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_sop_by_numpy(seed: int) -> None:
-    """Values, and gradients by logits, u and v, by central differences."""
-    method, draws = sop(seed), np.random.default_rng(100 + seed)
-    index, y, z = np.array([5, 0, 3, 6]), draws.integers(0, 4, 4), draws.normal(0, 2, (4, 4))
-    logits = torch.tensor(z, requires_grad=True)
-    loss = method.loss(logits, Task(0, logits, torch.tensor(y), torch.tensor(index)))
-    u, v = (p.detach().numpy().copy() for p in (method.u, method.v))
-    assert loss.sum().item() == pytest.approx(sop_by_hand(z, u[index], v[index], v[index], y), rel=1e-12)
-    loss.sum().backward()
-    for array, grad, place in ((z, logits.grad, 0), (u, method.u.grad, 1), (v, method.v.grad, 2)):
-        assert grad is not None
-        for at in np.ndindex(array.shape):
-            ends = []
-            for sign in (1, -1):
-                parts = [z.copy(), u.copy(), v.copy()]
-                parts[place][at] += sign * 1e-6
-                ends.append(sop_by_hand(parts[0], parts[1][index], parts[2][index], v[index], y))
-            assert float(grad[at]) == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-5)
 
 
 def test_sop_starts_as_cross_entropy_and_learns_its_parameters(

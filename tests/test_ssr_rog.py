@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from noisysam import fit
 from noisysam.core.network import Net, WithFeatures
-from noisysam.core.task import Task
 from noisysam.data.datasets import Dataset
 from noisysam.data.loader import Loader
 from noisysam.methods import RunInfo
@@ -59,19 +58,6 @@ def test_relabels_the_confident_and_selects_by_votes() -> None:
     assert made.relabelled.tolist() == [0, 2, 0, 1, 0, 2]  # 1 and 4 are sure of another class
     # shares of the classes 1/2, 1/6, 1/3: of two neighbours with different labels the rarer class has the larger vote
     assert made.selected.tolist() == [0, 1, 0, 1, 0, 1]
-
-
-def test_loss_by_numpy() -> None:
-    made, draws = ssr(consistency=0.7), np.random.default_rng(1)
-    z, f = torch.from_numpy(draws.normal(size=(4, 4, 3))), torch.from_numpy(draws.normal(size=(4, 4, 5))).float()
-    labels = torch.from_numpy(draws.dirichlet(np.ones(3), (4, 2)))
-    task = Task(0, f, labels.mean(1), plan={"labels": labels}, features=f)
-    p = np.exp(z.numpy()) / np.exp(z.numpy()).sum(2, keepdims=True)
-    ce = -(labels.numpy() * np.log(p[:, :2])).sum(2).mean(1)
-    first, second = made.project(f[:, 2]), made.predict(made.project(f[:, 3]))
-    a, b = first.detach().numpy(), second.detach().numpy()
-    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    np.testing.assert_allclose(made.loss(z, task).detach().numpy(), ce - 0.7 * cosine, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

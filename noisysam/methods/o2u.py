@@ -34,8 +34,8 @@ class O2U(Method):
     Deviation: the paper trains at first until accuracy is stable; the lengths are those of the code, which continues
         from the first training's weights in the last.
     State: 4 bytes per sample
-    Checked: equal to the code's scores, choice and rates on the same losses to 1e-5 (tests/parity); scores and the
-        choice by hand; a resume in a cycle and in the last stage
+    Checked: equal to the code's scores, choice and rates on the same losses to 1e-5 (tests/parity); a resume in a cycle
+        and in the last stage
     """
 
     Options = O2UOptions

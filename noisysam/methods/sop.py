@@ -27,8 +27,8 @@ class SOP(Method):
     Code: shengliu66/SOP@4d991ce model/loss.py, train.py
     Deviation: without the consistency and balance terms of SOP+.
     State: 4 (K + 1) bytes per sample
-    Checked: equal to the authors' loss, gradient and steps of u and v to 1e-6 over five visits (tests/parity); numpy,
-        values and gradients; own steps by the first evaluation.
+    Checked: equal to the authors' loss, gradient and steps of u and v to 1e-6 over five visits (tests/parity); own
+        steps by the first evaluation.
     """
 
     Options = SOPOptions

@@ -36,13 +36,13 @@ class SSR(Method):
         as the largest, less consistency times the cosine of h(g(f(view 2))) and g(f(view 1)) of any samples, the latter
         constant; mixed images, first and second views go through the network in a forward each
     Code: MrChenFeng/SSR_BMVC2022@849530d main_cifar.py, utils/funcs.py, utils/classbalancedsampler.py
-    Deviation: all views by the run's own augmentation (code: one of a sample's views with AutoAugment); the selection
-        looks at plain inputs (code: augmented ones); the heads' rate is constant and their batch norm keeps no running
-        statistics; those of the network move once a step, by the mean over the three forwards (code: by each in turn).
-        Where nothing is selected, all samples are.
+    Deviation: all views by the run's own augmentation (code: AutoAugment for both views of the selected samples and for
+        one of the others'); the selection looks at plain inputs (code: augmented ones); the heads' rate is constant and
+        their batch norm keeps no running statistics; those of the network move once a step, by the mean over the three
+        forwards (code: by each in turn). Where nothing is selected, all samples are.
     State: 12 bytes per sample, and the heads (0.13 M weights)
     Checked: equal to the authors' relabelling, votes, selection, repeats of the sampler and loss to 1e-6 over two
-        epochs (tests/parity); relabelling, votes and selection by hand; the loss by numpy.
+        epochs (tests/parity); relabelling, votes and selection by hand; the forwards that batch norm sees.
     """
 
     Options = SSROptions

@@ -68,7 +68,8 @@ class Asymmetric(MatrixNoise):
     """Selected samples get the class theirs is mistaken for (10 classes: CIFAR-10's map; else within superclasses).
 
     CIFAR-10: truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog; the other five classes keep their
-    labels, so the true flip rate is r/2. CIFAR-100: the next class of the same superclass, the last to the first.
+    labels, so the true flip rate is r/2. CIFAR-100: the next class of the same superclass, the last to the first, as in
+    the code of GJS (asymmetric-blocks: the code of two others).
     """
 
     CIFAR10: ClassVar[dict[int, int]] = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}

@@ -56,6 +56,7 @@ def test_o2u() -> None:
                 score += losses - losses.mean()
             number += 1
         assert part.start == ("scratch" if number == 2 or settings == {} else "continue")
+    close("o2u", method.score, score)
     kept = np.argsort(score)[: int(0.7 * length)]
     assert set(last.tolist()) == set(kept.tolist())
     assert rates == [0.01] * 2 + [0.005] * 2 + [0.001] * 4

@@ -169,6 +169,8 @@ def test_elr_plus(ramp: float) -> None:
                     return cross_entropy(leaf, y).mean() + growth * strength * (1 - (q * p).sum(1)).log().mean()
 
                 same_step("elr+", found[k], objective, logits[k])
+                images = weight * drawn.inputs + (1 - weight) * drawn.inputs[other]
+                close("elr+", found[k][2].inputs, images)
             close("elr+", method.targets, history)
 
 
@@ -297,6 +299,7 @@ def test_m_dyr_h() -> None:
             return weight * part(torch.arange(12)) + (1 - weight) * part(other) + penalty
 
         same_step("m-dyr-h", found, objective, z)
+        close("m-dyr-h", found[2].inputs, weight * drawn.inputs + (1 - weight) * drawn.inputs[other])
 
 
 def test_sources_are_named() -> None:
