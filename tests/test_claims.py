@@ -315,7 +315,7 @@ def test_yaml_has_exactly_the_fields() -> None:
         ({"rows": ["A"]}, "rows: greater compares two"),
         ({"rows": ["A", "A"]}, "rows: a row is compared with itself"),
         ({"rows": "A"}, "rows: "),
-        ({"measure": "loss"}, "measure.0: should be 'last'"),
+        ({"measure": "loss"}, "measure.0: should be one of last, selected"),
         ({"kind": "equal"}, "margin: equal needs one above 0"),
         ({"kind": "not_worse", "margin": -1}, "margin: should be greater than or equal to 0"),
         ({"margin": math.inf}, "margin: should be a finite number"),

@@ -59,6 +59,7 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
 
 def show_result(record: dict[str, Any]) -> None:
     """Print the results of a run."""
+    from noisysam.runs.measures import MEASURE
     from noisysam.training.progress import duration, percent
 
     figures, spent, noise = record["results"], record["cost"], record["noise"]
@@ -73,9 +74,8 @@ def show_result(record: dict[str, Any]) -> None:
     click.echo(
         f"  best on test (oracle)                {percent(figures['best'])} %  (epoch {figures['best_epoch'] + 1})"
     )
-    click.echo(
-        f"  wrong labels memorised / recovered   {percent(figures['memorised'])} / {percent(figures['recovered'])} %"
-    )
+    for name in ("memorised", "recovered"):
+        click.echo(f"  {MEASURE[name].short:36} {percent(figures[name])} %")
     passes = f"{spent['gradient_evaluations']:.2f} gradient evaluations per image"
     click.echo(
         f"  {duration(spent['train_seconds'])} of training, {spent['images_per_second']:.0f} images/s, {passes}"

@@ -15,21 +15,12 @@ from noisysam.noise.base import NOISE
 from noisysam.report import claims, figures, probes, published, robust, tables
 from noisysam.report.document import Document, Figure, Section, Table, section_markdown, write_text
 from noisysam.report.tables import WHOLE, Cell, Summary, finished, joined, read_cells, summary_table
+from noisysam.runs import measures
 from noisysam.runs.record import RunFolder, load_study
 from noisysam.studies import claims as study_claims
 
-__all__ = ["MEASURES", "Report", "read_cells", "report", "summary_table"]
+__all__ = ["Report", "read_cells", "report", "summary_table"]
 
-# The tables of a report: the figure of the record, its name as a file, the title, whether the terminal shows it too.
-MEASURES = (
-    ("last", "Test accuracy at the last epoch (%)", True),
-    ("selected", "Test accuracy at the epoch selected on noisy validation labels (%)", True),
-    ("last_ten", "Test accuracy, mean of the last ten epochs (%)", False),
-    ("best", "Test accuracy, best epoch on test (oracle) (%)", False),
-    ("memorised", "Memorised: wrong labels that the network fits at the last epoch (%)", False),
-    ("recovered", "Recovered: wrongly labelled images whose true class it predicts at the last epoch (%)", False),
-    ("auroc", "Detection: AUROC of the loss as a sign of a wrong label, at the last epoch (%)", False),
-)
 EQUAL_COST = 0.05  # rows whose gradient evaluations differ by no more of their number are matched in compute
 MATRICES = 4  # heat maps at most
 
@@ -52,9 +43,11 @@ def report(store: Path, study: str, target: Path) -> Report:
         broken = [cell["error"] for cell in cells if cell["status"] == "broken"]
         raise UserError(broken[0] if broken else f"study {study} has no finished run yet: sweep it first")
     tables.check(cells, study)
-    summaries = {measure: summary_table(cells, measure) for measure, _, _ in MEASURES}
+    summaries = {m.name: summary_table(cells, m.name) for m in measures.shown("table")}
     places = _places(cells)
-    sections = {m: Section(t, tables=[_linked(m, summaries[m], places)]) for m, t, _ in MEASURES}
+    sections = {
+        m.name: Section(m.heading, tables=[_linked(m.name, summaries[m.name], places)]) for m in measures.shown("table")
+    }
     costs = Section("Rows", tables=[Table("rows", tables.row_table(cells))])
     verdicts = _verdicts(plan, cells)
     epochs = {cell["key"]: RunFolder(store, cell["key"]).epochs for cell in finished(cells)}
@@ -66,7 +59,7 @@ def report(store: Path, study: str, target: Path) -> Report:
         sections=[
             _noise(cells),
             Section(sections["last"].title, tables=sections["last"].tables, figures=shape),
-            *(sections[m] for m, _, _ in MEASURES[1:]),
+            *(section for name, section in sections.items() if name != "last"),
             *verdicts,
             costs,
             _cost(cells, summaries["last"]),
@@ -84,7 +77,7 @@ def report(store: Path, study: str, target: Path) -> Report:
     document.write(folder)
     write_text(folder / "results.csv", _csv([{k: v for k, v in c.items() if k not in WHOLE} for c in cells]))
     write_text(folder / "table.csv", _csv([line for measure in summaries.values() for line in measure]))
-    main = [sections[m] for m, _, shown in MEASURES if shown]
+    main = [sections[m.name] for m in measures.shown("terminal")]
     return Report("\n".join(map(section_markdown, [*main, *verdicts, costs])), folder, summaries["last"])
 
 
@@ -249,10 +242,7 @@ def _robust(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section
 def _curves(cells: Sequence[Cell], epochs: figures.Curves) -> Section:
     drawn = figures.curves(cells, epochs)
     bands = ", bands of one standard deviation" if max(Counter(map(_place, finished(cells))).values()) > 1 else ""
-    caption = (
-        f"Means over seeds{bands}, last stage: test accuracy, wrong labels learnt and seen through, and how well the"
-        " loss tells them from right ones."
-    )
+    caption = f"Means over seeds{bands}, last stage: {', '.join(m.short for m in measures.shown('curves'))}."
     return Section("Learning curves", figures=[Figure(name, caption, drawing) for name, drawing in drawn])
 
 

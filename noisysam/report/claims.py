@@ -12,6 +12,7 @@ from noisysam.core.errors import UserError
 from noisysam.report import statistics
 from noisysam.report.statistics import Estimate
 from noisysam.report.tables import Cell, column_name, joined
+from noisysam.runs.measures import MEASURE
 from noisysam.studies.claims import LEVEL, Claim
 
 FEWEST = 3  # planned seeds that can decide; two are descriptive, one has no interval
@@ -101,7 +102,7 @@ def judge(claim: Claim, cells: Sequence[Cell], planned_seeds: Iterable[int]) -> 
     outcome = _outcome(claim, scope, _runs(scope.cells), sorted(set(planned_seeds)))
     known = {cell["row"] for cell in scope.cells if cell.get("oracle")}
     oracle = tuple(row for row in dict.fromkeys(scope.rows) if row in known)
-    oracle += ("best epoch on test",) if "best" in claim.measure else ()
+    oracle += ("best epoch on test",) if any(MEASURE[name].oracle for name in claim.measure) else ()
     name: Literal["supported", "contradicted", "undecided"]
     if outcome.p <= claim.level:
         name, deciding = "supported", outcome.weakest

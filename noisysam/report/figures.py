@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from noisysam.report.tables import OWN_RATE, Cell, Summary, column_name, finished
+from noisysam.runs import measures
 
 # Okabe and Ito's eight colours, which readers with any colour vision can tell apart; the lightest comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -67,14 +68,6 @@ def _dots(summaries: Sequence[Summary], rows: Sequence[str]) -> Figure:
     return figure
 
 
-MEASURED = {
-    "test_accuracy": "test accuracy (%)",
-    "memorised": "wrong labels learnt (%)",
-    "recovered": "wrong labels seen through (%)",
-    "auroc": "AUROC of wrong labels",
-}
-
-
 def curves(cells: Sequence[Cell], epochs: Curves) -> list[tuple[str, Figure]]:
     """Learning curves, means over seeds with bands of one standard deviation: test accuracy, memorisation, recovery and
     detection over the epochs of the last stage, a line of panels for each noise. More rows than one panel can show are
@@ -90,18 +83,18 @@ def curves(cells: Sequence[Cell], epochs: Curves) -> list[tuple[str, Figure]]:
 def _curves(cells: Sequence[Cell], epochs: Curves, rows: Sequence[str]) -> Figure:
     done = finished(cells)
     columns = list(dict.fromkeys(column_name(cell) for cell in done))
-    figure, panels = panel_grid(len(columns), len(MEASURED), width=3.4 * len(MEASURED), height=2.9 * len(columns))
-    for panel, (column, (measure, name)) in zip(panels, itertools.product(columns, MEASURED.items()), strict=True):
+    drawn = measures.shown("curves")
+    figure, panels = panel_grid(len(columns), len(drawn), width=3.4 * len(drawn), height=2.9 * len(columns))
+    for panel, (column, measure) in zip(panels, itertools.product(columns, drawn), strict=True):
         for style, row in enumerate(rows):
             runs = [epochs[c["key"]] for c in done if c["row"] == row and column_name(c) == column]
-            measured = _by_epoch(runs, measure)
-            scale = 1 if measure == "auroc" else 100
+            measured, scale = _by_epoch(runs, str(measure.column)), measure.scale
             x, y = [epoch + 1 for epoch in measured], np.array([scale * np.mean(v) for v in measured.values()])
             sd = np.array([scale * np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in measured.values()])
             panel.plot(x, y, label=literal(row), **line_style(style, marker=len(x) < 3))
             if sd.any():
                 panel.fill_between(x, y - sd, y + sd, color=COLOURS[style % TOGETHER], alpha=0.15, linewidth=0)
-        panel.set_title(f"{literal(column)}: {name}", fontsize="small")
+        panel.set_title(f"{literal(column)}: {measure.label}", fontsize="small")
         if column == columns[-1]:
             panel.set_xlabel("epoch")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")

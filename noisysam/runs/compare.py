@@ -6,19 +6,8 @@ from typing import Any
 import pandas as pd
 
 from noisysam.core.errors import UserError
+from noisysam.runs import measures
 from noisysam.runs.record import RunFolder
-
-FIGURES = (  # of results: name, what it is, whether as a share in percent
-    ("last", "test accuracy, last epoch (%)", 100),
-    ("selected", "selected on noisy validation (%)", 100),
-    ("last_ten", "mean of the last ten epochs (%)", 100),
-    ("best", "best on test, oracle (%)", 100),
-    ("memorised", "wrong labels learnt (%)", 100),
-    ("recovered", "wrong labels seen through (%)", 100),
-    ("auroc", "AUROC of wrong labels (%)", 100),
-    ("nll", "test loss (nats)", 1),
-    ("ece", "calibration error (%)", 100),
-)
 
 
 def compare(folders: Sequence[RunFolder]) -> pd.DataFrame:
@@ -38,10 +27,10 @@ def compare(folders: Sequence[RunFolder]) -> pd.DataFrame:
     lines["labels"] = [record["noise"]["digest"][:16] for record in records]
     lines["wrong labels (%)"] = [f"{100 * record['noise']['flip_rate']:.2f}" for record in records]
     lines["knowledge"] = ["oracle" if record["oracle"] else "blind" for record in records]
-    for name, text, scale in FIGURES:
-        values = [record["results"].get(name) for record in records]
+    for measure in measures.shown("compare"):
+        values = [record["results"].get(measure.name) for record in records]
         if any(value is not None for value in values):
-            lines[text] = [_against(value, values[0], scale) for value in values]
+            lines[measure.label] = [_against(value, values[0], measure.scale) for value in values]
     for name, text, form in (
         ("gradient_evaluations", "gradient evaluations per image", ".2f"),
         ("train_seconds", "training seconds", ".0f"),
@@ -64,7 +53,7 @@ def _shown(value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _against(value: float | None, first: float | None, scale: int) -> str:
+def _against(value: float | None, first: float | None, scale: float) -> str:
     if value is None:
         return "-"
     text = f"{scale * value:.2f}"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from noisysam.runs.config import RunConfig
-from noisysam.runs.measures import EVALUATED
+from noisysam.runs.measures import MEASURES
 
 EVALUATED_AT_THE_END = 10  # epochs that are evaluated whatever --eval-every says
 
@@ -31,10 +31,8 @@ def results(lines: list[dict[str, Any]], stage: int) -> dict[str, Any]:
     if last.get("val_accuracy") is not None:
         selected = max(measured, key=lambda line: line["val_accuracy"])
         found |= {"selected": selected["test_accuracy"], "selected_epoch": selected["epoch"]}
-    names = {"test_nll": "nll", "test_ece": "ece"}
-    skip = {"test_accuracy", "val_accuracy"}
-    found |= {names.get(n, n): last[n] for n in last if n in EVALUATED and n not in skip}
-    return found
+    names = {measure.column: measure.name for measure in MEASURES if measure.column and measure.result}
+    return found | {names[column]: value for column, value in last.items() if column in names}
 
 
 def cost(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,19 +3,27 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from noisysam.core.errors import UserError
 from noisysam.core.validation import explain
+from noisysam.runs import measures
 
 LEVEL = 0.05  # one-sided
 
 
-Measure = Literal["last", "last_ten", "selected", "best", "memorised", "recovered", "auroc"]
-
-
 def _both(value: Any) -> Any:
     return (value, value) if isinstance(value, str) else value
+
+
+def _known(name: str) -> str:
+    names = [measure.name for measure in measures.shown("table")]
+    if name not in names:
+        raise ValueError(f"should be one of {', '.join(names)}")
+    return name
+
+
+Measure = Annotated[str, AfterValidator(_known)]
 
 
 class Claim(BaseModel):

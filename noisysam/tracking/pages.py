@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from noisysam.core.files import read_json
+from noisysam.runs import measures
 from noisysam.runs.record import RunFolder
 
 TAG = "mlflow.sharedViewState."
@@ -19,12 +20,7 @@ COLUMNS = (
     "params.`noise_type`",
     "params.`noise`",
     "params.`seed`",
-    "metrics.`final_last`",
-    "metrics.`final_selected`",
-    "metrics.`final_best`",
-    "metrics.`final_memorised`",
-    "metrics.`final_recovered`",
-    "metrics.`final_auroc`",
+    *(f"metrics.`final_{measure.name}`" for measure in measures.shown("pages")),
     "metrics.`final_gradient_evaluations`",
     "metrics.`final_train_seconds`",
     "tags.`noisysam.oracle`",
@@ -48,7 +44,7 @@ BY_ROW = [{"mode": "tag", "groupByData": "noisysam.row"}, {"mode": "param", "gro
 
 
 # the charts to begin with, of dozens; the field that holds this search shows the rest once it is cleared
-CHARTS = ("test_accuracy", "memorised", "recovered", "auroc", "final_last", "final_selected")
+CHARTS = tuple(measure.column or f"final_{measure.name}" for measure in measures.shown("charts"))
 
 
 VIEWS: dict[str, dict[str, Any]] = {

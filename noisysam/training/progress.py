@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from noisysam.runs.config import RunConfig
+from noisysam.runs.measures import MEASURE
 
 TIMED_STEPS = (3, 13)  # between these, a step is timed for the forecast
 
@@ -103,7 +104,7 @@ class Display:
             self.bar.update(self.tasks[stage], completed=number + 1, figures=figures)
         elif number + 1 == of or time.perf_counter() - self.told > QUIET_SECONDS:
             self.told = time.perf_counter()
-            figures += "" if accuracy is None else f", wrong labels learnt {percent(line['memorised'])} %"
+            figures += "" if accuracy is None else f", {MEASURE['memorised'].short} {percent(line['memorised'])} %"
             note(f"stage {stage + 1} epoch {number + 1}/{of}: {figures} ({line['images_per_second']:.0f} images/s)")
 
     def close(self) -> None:
