@@ -1,8 +1,8 @@
-# The two commands that set everything up: `make demo` and `make test`.
+# The commands that set everything up: `make demo`, `make test` (five minutes) and `make test-all` (half an hour).
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test docs readme clean
+.PHONY: demo test test-all docs readme clean
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -21,7 +21,11 @@ test: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+
+# by files, so that a service is started once
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "slow or services"
 
 .venv/docs: pyproject.toml
 	$(PYTHON) -m venv .venv

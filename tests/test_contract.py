@@ -61,6 +61,21 @@ KINDS = ("sgd", "sam", "sam, m=8", "esam", "j-sam", "msam")  # whole or not, beg
 PAIRS = [(method, rule) for method in RECIPES for rule in KINDS]
 PAIRS += [("elr", rule) for rule in RULES if rule not in KINDS]
 PAIRS += [("co-teaching", rule) for rule in ("saf", "mesa", "saner, m=8", "f-sam", "looksam")]
+COVER = {  # what `make test` runs: each method whole and by chunks, each optimizer with and without a plan
+    *((method, rule) for method in RECIPES for rule in ("sgd", "sam, m=8")),
+    *(("ce", name) for name in OPTIMIZERS),
+    *(("elr", f"{name}, m=8" if name in CHUNKED else name) for name in OPTIMIZERS),
+    ("co-teaching", "saf"),  # two networks with an optimizer's own memory of each sample
+    ("co-teaching", "looksam"),  # and with a direction kept from step to step
+    ("dividemix", "j-sam"),  # rows that are mixed, perturbed a part at a time
+    ("elr", "msam"),  # a plan, and a first evaluation that is not at w
+    ("cdr", "wsam, m=8"),  # the method transforms a gradient of which the optimizer keeps a part
+    ("sop", "esam"),  # the method's own parameters, and gradients of a part of the rows
+}
+SPLIT = [
+    pytest.param(*pair, marks=() if pair in COVER else pytest.mark.slow)
+    for pair in [*PAIRS, *sorted(COVER - set(PAIRS))]
+]
 NOT_REPEATABLE = {"time", "train_seconds", "eval_seconds", "log_seconds", "images_per_second"}
 
 Configure = Callable[..., RunConfig]
@@ -206,7 +221,7 @@ class Interrupt:
             raise Stop
 
 
-@pytest.mark.parametrize(("method", "rule"), PAIRS)
+@pytest.mark.parametrize(("method", "rule"), SPLIT)
 def test_contract(method: str, rule: str, digits: Configure, images: Dataset, tmp_path: Path) -> None:
     """One watched run, and the same one interrupted and taken up again."""
     config = configuration(digits, method, rule)
