@@ -193,7 +193,8 @@ def _noise(cells: Sequence[Cell]) -> Section:
     named = {tables.column_name(c): c["matrix"] for c in reversed(finished(cells)) if c["matrix"]}
     named = dict(list(reversed(named.items()))[:MATRICES])
     caption = "Measured share of the images of each class (rows) that carry each label (columns), in percent."
-    drawn = [Figure("transitions", caption, figures.matrices(named, "label given", "class"))] if named else []
+    drawing = figures.matrices(named, "label given", "class") if named else None
+    drawn = [Figure("transitions", caption, drawing, detail=True)] if drawing else []
     return Section("Noise", lines=lines, tables=[Table("noise", tables.noise_table(cells))], figures=drawn)
 
 
@@ -289,7 +290,8 @@ def _confusions(store: Path, cells: Sequence[Cell]) -> list[Section]:
     caption = (
         "Share of the test images of each class (rows) that are taken for each class (columns), last epoch, percent."
     )
-    return [Section("Confusion", figures=[Figure("confusion", caption, figures.matrices(found, "predicted", "class"))])]
+    drawing = figures.matrices(found, "predicted", "class")
+    return [Section("Confusion", figures=[Figure("confusion", caption, drawing, detail=True)])]
 
 
 def _published(plan: dict[str, Any], study: str) -> list[Section]:

@@ -27,11 +27,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its name and the sentence under it."""
+    """A drawing with its name and the sentence under it. ``detail``: the page shows it, the Markdown only names it."""
 
     name: str
     caption: str
     drawing: Drawing
+    detail: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where its SVG lies in the report's folder."""
+        return f"{'details' if self.detail else 'figures'}/{self.name}.svg"
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,16 @@ class Document:
     sections: Sequence[Section]
 
     def write(self, folder: Path) -> None:
-        """``report.md``, ``report.html`` (opens offline, figures inside), ``tables/*.tex`` and ``figures/*``."""
-        drawn = {figure.name: svg(figure.drawing) for section in self.sections for figure in section.figures}
-        for name, image in drawn.items():
-            write_text(folder / "figures" / f"{name}.svg", image)
+        """``report.md`` with ``figures/*.svg``, ``report.html`` (opens offline, figures inside); for use elsewhere
+        ``details/*.svg``, ``png/*.png`` and ``tables/*.tex``."""
+        drawn = {}
         for section in self.sections:
             for table in section.tables:
                 write_text(folder / "tables" / f"{table.name}.tex", tex(table.frame))
             for figure in section.figures:
-                with atomic(folder / "figures" / f"{figure.name}.png") as temporary:
-                    figure.drawing.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+                drawn[figure.name] = svg(figure.drawing)
+                write_text(folder / figure.path, drawn[figure.name])
+                write_png(folder / "png" / f"{figure.name}.png", figure.drawing)
         write_text(folder / "report.html", self.html(drawn))
         write_text(folder / "report.md", self.markdown())
 
@@ -93,7 +99,9 @@ def section_markdown(section: Section) -> str:
     for table in section.tables:
         parts += [_plain(table.text) + "\n"] if table.text else []
         parts.append(markdown(table.frame) + "\n")
-    parts += [f"![{_plain(figure.caption)}](figures/{figure.name}.png)\n" for figure in section.figures]
+    for figure in section.figures:
+        caption = _plain(figure.caption)
+        parts.append(f"In `report.html`: {caption}\n" if figure.detail else f"![{caption}]({figure.path})\n")
     return "\n".join(parts)
 
 
@@ -113,13 +121,26 @@ def tex(table: pd.DataFrame) -> str:
 
 
 def svg(drawing: Drawing) -> str:
-    """A figure as SVG, the same bytes for the same figure."""
+    """A figure as SVG, the same bytes for the same figure; without comments and indentation, and with coordinates to a
+    hundredth of a point."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "noisysam"}):
         drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return re.sub(r"<!--.*?-->\n?", "", buffer.getvalue(), flags=re.DOTALL)  # matplotlib notes every text in a comment
+    text = re.sub(r"<!--.*?-->\n?", "", buffer.getvalue(), flags=re.DOTALL)  # matplotlib repeats every text in one
+    text = re.sub(r"^ +", "", text, flags=re.MULTILINE)
+    return re.sub(r"scale\([^)]*\)|-?\d+\.\d{3,}", _shortened, text)
+
+
+def _shortened(number: re.Match[str]) -> str:
+    return number[0] if number[0].startswith("scale") else f"{float(number[0]):.2f}"
+
+
+def write_png(path: Path, drawing: Drawing) -> None:
+    """Write a figure as PNG, the same bytes for the same figure."""
+    with atomic(path) as temporary:
+        drawing.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
 
 
 def write_text(path: Path, text: str) -> None:
