@@ -27,10 +27,10 @@ def document(name: str) -> Document:
     table = pd.DataFrame([[name, "1.00 ± 0.50"], ["plain", "2.00"]], columns=["row", f"noise {name}"])
     return Document(
         name,
-        [("Command", f"`report {name}`")],
         [
             Section(name, name, lines=[name, (name, "runs-1")], tables=[Table("one", table, {(0, 1): "runs-1"}, name)],
-                    figures=[Figure("line", name, drawing(name))])
+                    figures=[Figure("line", name, drawing(name))]),
+            Section("More"),
         ],
     )  # fmt: skip
 
@@ -79,7 +79,7 @@ def test_a_page_with_hostile_names_holds_them_as_text(written: Path) -> None:
     for part in HOSTILE.split("`"):  # what stands between backticks is code
         assert part in reader.text
     assert "49" not in reader.text
-    assert set(reader.attributes["href"]) == {"#section-1", "#runs-1"} | {
+    assert set(reader.attributes["href"]) == {"#section-1", "#section-2", "#runs-1"} | {
         h
         for h in reader.attributes["href"]
         if h.startswith("#m") or h.startswith("#D")  # glyphs and markers of the figure
@@ -108,7 +108,7 @@ def test_markdown_with_hostile_names_keeps_its_table(written: Path) -> None:
 
 def test_details_are_on_the_page_and_only_named_in_markdown(tmp_path: Path) -> None:
     figure = Figure("small", "What it shows.", drawing(), detail=True)
-    Document("Study", [], [Section("Details", figures=[figure])]).write(tmp_path)
+    Document("Study", [Section("Details", figures=[figure])]).write(tmp_path)
     assert "What it shows." in (tmp_path / "report.md").read_text()
     assert "![" not in (tmp_path / "report.md").read_text()
     assert "<svg" in (tmp_path / "report.html").read_text()

@@ -3,7 +3,7 @@
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from noisysam.core.files import atomic
 
 @dataclass(frozen=True)
 class Table:
-    """A table of strings, as they are printed. ``links``: (line, column) -> the anchor of the runs behind a number."""
+    """A table of strings, as they are printed. ``links``: (line, column) -> the anchor of the runs behind a number;
+    ``marked``: fields that are printed in bold."""
 
     name: str
     frame: pd.DataFrame
     links: Mapping[tuple[int, int], str] = field(default_factory=dict)
     text: str = ""
+    marked: Collection[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A title, lines of facts, sections."""
+    """A title and sections."""
 
     title: str
-    facts: Sequence[tuple[str, str]]
     sections: Sequence[Section]
 
     def write(self, folder: Path) -> None:
@@ -65,7 +66,7 @@ class Document:
         drawn = {}
         for section in self.sections:
             for table in section.tables:
-                write_text(folder / "tables" / f"{table.name}.tex", tex(table.frame))
+                write_text(folder / "tables" / f"{table.name}.tex", tex(table.frame, table.marked))
             for figure in section.figures:
                 drawn[figure.name] = svg(figure.drawing)
                 write_text(folder / figure.path, drawn[figure.name])
@@ -75,8 +76,7 @@ class Document:
 
     def markdown(self) -> str:
         """The report in Markdown; figures lie beside it."""
-        facts = "".join(f"- {name}: {_plain(value)}\n" for name, value in self.facts)
-        return "\n".join([f"# {_plain(self.title)}\n", facts, *map(section_markdown, self.sections)]).rstrip() + "\n"
+        return "\n".join([f"# {_plain(self.title)}\n", *map(section_markdown, self.sections)]).rstrip() + "\n"
 
     def html(self, drawn: Mapping[str, str]) -> str:
         """The report as one self-contained page; ``drawn``: figures by name, as SVG."""
@@ -98,26 +98,36 @@ def section_markdown(section: Section) -> str:
         parts.append("\n".join(f"- {_plain(_entry(line)[0])}" for line in section.lines) + "\n")
     for table in section.tables:
         parts += [_plain(table.text) + "\n"] if table.text else []
-        parts.append(markdown(table.frame) + "\n")
+        parts.append(markdown(table.frame, table.marked) + "\n")
     for figure in section.figures:
         caption = _plain(figure.caption)
         parts.append(f"In `report.html`: {caption}\n" if figure.detail else f"![{caption}]({figure.path})\n")
     return "\n".join(parts)
 
 
-def markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame, marked: Collection[tuple[int, int]] = ()) -> str:
     """A table in Markdown."""
-    cells = table.map(lambda cell: _plain(str(cell)).replace("|", "\\|"))
+    cells = _mark(table.map(lambda cell: _plain(str(cell)).replace("|", "\\|")), marked, "**{}**")
     cells.columns = [_plain(str(name)).replace("|", "\\|") for name in cells.columns]
     return str(cells.to_markdown(index=False, disable_numparse=True))
 
 
-def tex(table: pd.DataFrame) -> str:
+def tex(table: pd.DataFrame, marked: Collection[tuple[int, int]] = ()) -> str:
     """A table for LaTeX with booktabs; signs that plain LaTeX lacks are spelt out."""
-    text = table.map(lambda cell: " ".join(str(cell).split())).to_latex(index=False, escape=True)
+    text = _mark(table.map(lambda cell: " ".join(str(cell).split())), marked, "BOLD<{}>").to_latex(
+        index=False, escape=True
+    )
+    text = re.sub(r"BOLD<([^<>]*)>", r"\\textbf{\1}", text)
     for sign, command in (("±", r"$\pm$"), ("−", "$-$"), ("–", "--"), ("<", r"\textless{}"), (">", r"\textgreater{}")):
         text = text.replace(sign, command)
     return text
+
+
+def _mark(table: pd.DataFrame, marked: Collection[tuple[int, int]], form: str) -> pd.DataFrame:
+    table = table.astype(object)
+    for line, column in marked:
+        table.iat[line, column] = form.format(table.iat[line, column])
+    return table
 
 
 def svg(drawing: Drawing) -> str:

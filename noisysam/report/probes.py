@@ -10,7 +10,7 @@ import pandas as pd
 from noisysam.core.errors import UserError
 from noisysam.report import probe_figures
 from noisysam.report.document import Figure, Section, Table
-from noisysam.report.tables import Cell, column_name, finished
+from noisysam.report.tables import Cell, column_name, finished, place_name
 from noisysam.runs.record import RunFolder
 
 Results = Mapping[str, Any]
@@ -58,7 +58,7 @@ def sections(store: Path, cells: Sequence[Cell], anchors: Mapping[str, str]) -> 
         try:
             contents = RunFolder(store, cell["key"]).probes
         except UserError:
-            broken.append(f"{_place(cell)}, seed {cell['seed']}, run `{cell['key']}`")
+            broken.append(f"{place_name(cell)}, seed {cell['seed']}, run `{cell['key']}`")
             continue
         for content in contents:
             options = ", ".join(f"{name} {value}" for name, value in content["options"].items())
@@ -145,15 +145,11 @@ SHOWN: dict[str, Callable[[str, Found, Mapping[str, str]], Shown]] = {
 }
 
 
-def _place(cell: Cell) -> str:
-    return f"{cell['row']}, {column_name(cell)}"
-
-
 def _places(found: Found) -> list[tuple[str, list[str], list[Results]]]:
     """For each row and noise: its name, both as the first fields of a line, and the results of its runs."""
     groups: dict[str, tuple[list[str], list[Results]]] = {}
     for cell, results in found:
-        groups.setdefault(_place(cell), ([cell["row"], column_name(cell)], []))[1].append(results)
+        groups.setdefault(place_name(cell), ([cell["row"], column_name(cell)], []))[1].append(results)
     return [(place, leading, group) for place, (leading, group) in groups.items()]
 
 
