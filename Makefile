@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-all docs readme clean
+.PHONY: demo test test-all docs readme reports clean
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,9 @@ docs: .venv/docs
 
 readme: .venv/demo
 	$(BIN)/python -m noisysam.cli.catalogue README.md docs/results.md docs/methods.md docs/optimizers.md docs/speed.md
+
+reports: .venv/demo
+	$(BIN)/noisysam report --all --from reports/records
 
 clean:
 	rm -rf .venv

@@ -15,7 +15,8 @@ from scipy import stats
 
 from noisysam.bench import verdicts
 from noisysam.core.errors import UserError
-from noisysam.report.claims import Verdict, applicable, judge, verdict_table
+from noisysam.report.claims import Verdict, applicable, effect_table, judge, judge_all, verdict_table
+from noisysam.report.figures import forest
 from noisysam.report.tables import Cell, read_cells
 from noisysam.runs.transfer import import_study
 from noisysam.studies import claims
@@ -60,7 +61,7 @@ def test_better_at_every_rate_by_hand() -> None:
     assert found.deciding is not None
     assert found.deciding.planned is not None
     assert (found.deciding.what, found.deciding.planned.n, found.deciding.later) == ("symmetric 20 %", 3, None)
-    reach = stats.t.ppf(0.95, 2) / math.sqrt(3)
+    reach = stats.t.ppf(0.975, 2) / math.sqrt(3)
     planned = found.deciding.planned
     assert (planned.mean, planned.low, planned.high) == pytest.approx((2, 2 - reach, 2 + reach))
     assert [effect.what for effect in found.effects] == ["symmetric 20 %", "symmetric 40 %"]
@@ -123,8 +124,8 @@ def test_gain_that_grows() -> None:
     assert found.deciding.planned is not None
     assert (found.verdict, found.deciding.planned.mean) == ("supported", 2.5)
     assert found.p == pytest.approx(stats.ttest_1samp([2, 2.5, 3], 0, alternative="greater").pvalue)
-    assert "+2.50 [" in verdict_table([found])["effect [interval]"][0]
-    assert "points per 10 % noise" in verdict_table([found])["effect [interval]"][0]
+    assert verdict_table([found])["effect [95 % interval]"][0].startswith("+2.50 [")
+    assert verdict_table([found])["effect [95 % interval]"][0].endswith("] points per 10 % noise")
     assert outcome("grows", [4, 6, 8], [0, 1, 2]) == "contradicted"
     assert outcome("grows", HIGH, HIGH) == "undecided"
     assert judge(claim("grows"), gains(HIGH), SEEDS).reason == "one noise rate: no trend"
@@ -218,7 +219,7 @@ def test_measures_and_direction() -> None:
         ([[5, 5.1, None], [5, None, None]], SEEDS, "planned figures missing: symmetric 20 %, seed 2, and 1 more"),
         ([[5, 5.1, 5.2, None]], range(4), "planned figures missing: symmetric 20 %, seed 3"),
         ([[None, None, 5]], SEEDS, "planned figures missing: symmetric 20 %, seed 0, 1"),
-        ([WIDE], SEEDS, "neither is shown (p = 0.38, opposite 0.62): the interval is wide, symmetric 20 %"),
+        ([WIDE], SEEDS, "neither is shown (opposite: p = 0.62): symmetric 20 %"),
     ],
 )
 def test_why_it_is_undecided(rates: list[list[float | None]], planned: Sequence[int], reason: str) -> None:
@@ -229,7 +230,7 @@ def test_why_it_is_undecided(rates: list[list[float | None]], planned: Sequence[
 def test_effects_of_few_seeds_are_told() -> None:
     one, two = (judge(claim("greater"), gains(values), range(len(values))) for values in ([5.0], [5.0, 5.5]))
     table = verdict_table([one, two])
-    assert list(table["effect [interval]"]) == ["+5.00 points", "+5.25 [+3.67, +6.83] points"]
+    assert list(table["effect [95 % interval]"]) == ["+5.00 points", "+5.25 [+2.07, +8.43] points"]
     assert list(table["n"]) == ["1", "2"]
 
 
@@ -273,14 +274,16 @@ def test_table_as_printed() -> None:
     table = verdict_table(
         [judge(c, cells, SEEDS) for c in (claim("greater"), claim("equal", margin=9, measure="best", level=0.01))]
     )
-    assert list(table.columns) == ["claim", "verdict", "effect [interval]", "n", "reason"]
+    head = ["no.", "claim", "verdict", "effect [95 % interval]", "n", "p", "p (Holm, 2 claims)", "reason"]
+    assert list(table.columns) == head
     first, more, second, *_ = table.itertuples(index=False)
     assert first == (
-        "it is so (oracle: A)", "supported", "+2.00 [+0.31, +3.69] points", "3", "shown: p = 0.037, symmetric 40 %"
+        "1", "it is so (oracle: A)", "supported", "+2.00 [-0.48, +4.48] points", "3", "0.037", "0.037",
+        "shown: symmetric 40 %",
     )  # fmt: skip
-    assert (more[1], more[3]) == ("descriptive", "4")
-    assert second[0] == "it is so (oracle: A, best epoch on test)"
-    assert second[4].endswith("; level 0.01")
+    assert (more[2], more[4]) == ("descriptive", "4")
+    assert second[1] == "it is so (oracle: A, best epoch on test)"
+    assert second[7].endswith("; level 0.01")
 
 
 def test_yaml_has_exactly_the_fields() -> None:
@@ -357,7 +360,7 @@ def test_our_claims_are_about_rows_of_our_studies() -> None:
 
 
 def test_committed_studies_of_one_seed_decide_nothing(tmp_path: Path) -> None:
-    import_study(ROOT / "reports" / "cpu-small" / "records", tmp_path)
+    import_study(ROOT / "reports" / "records", tmp_path)
     cells = read_cells(tmp_path, "cpu-small")
     seeds = {cell["seed"] for cell in cells}
     if len(seeds) > 1:
@@ -462,6 +465,93 @@ def test_a_better_row_is_never_less_supported(cells: list[Cell], lift: int) -> N
         before, after = judge(tested, cells, SEEDS), judge(tested, lifted, SEEDS)
         assert after.p <= before.p + 1e-9
         assert after.opposite >= before.opposite - 1e-9
+
+
+def test_claims_of_a_study_are_corrected_for_each_other() -> None:
+    """Holm by hand: the smallest of three p values times three, the next times two."""
+    cells = gains([1, 2, 3], [4, 5, 6])
+    asked = [claim("greater", noise=[0.2]), claim("greater", noise=[0.4]), claim("greater", "A", "C")]
+    alone = [judge(one, cells, SEEDS) for one in asked]
+    found = judge_all(asked, cells, SEEDS)
+    assert [one.p for one in found] == [one.p for one in alone]
+    assert [one.verdict for one in alone] == ["supported", "supported", "undecided"]
+    assert [one.adjusted for one in found] == pytest.approx([2 * alone[0].p, 3 * alone[1].p, 1])
+    assert [one.verdict for one in found] == ["undecided", "supported", "undecided"]
+    assert "p (Holm, 3 claims)" in verdict_table(found).columns
+    down = judge_all([claim("greater", "B", "A", noise=[rate]) for rate in (0.2, 0.4)], cells, SEEDS)
+    assert [one.verdict for one in down] == ["contradicted", "contradicted"]
+    assert [one.adjusted for one in down] == pytest.approx([alone[0].p, 2 * alone[1].p])
+
+
+def test_a_claim_that_depends_on_the_rate() -> None:
+    found = judge(claim("greater"), gains(HIGH, LOW), SEEDS)
+    assert (found.verdict, found.name) == ("contradicted", "depends on the rate")
+    assert found.reason == "depends on the rate: +5.00 at symmetric 20 %, -5.00 at symmetric 40 %"
+    assert judge(claim("greater"), gains(WIDE, LOW), SEEDS).name == "contradicted"
+    assert judge(claim("greater", rates="some"), gains(HIGH, LOW), SEEDS).name == "supported"
+    many = judge_all([claim("greater"), *[claim("greater", "B", "A")] * 9], gains([3.5, 5, 6.5], LOW), SEEDS)
+    assert (many[0].verdict, many[0].depends) == ("undecided", True)
+    assert many[0].reason.endswith("; not after Holm's correction")
+
+
+def test_every_rate_means_rates_with_noise() -> None:
+    """The clean rate is described beside them; labels that bring their own rate are not clean."""
+    cells = study(
+        {"A": {0.0: [50 + g for g in LOW], 0.4: [50 + g for g in HIGH]}, "B": dict.fromkeys((0.0, 0.4), [50] * 3)}
+    )
+    found = judge(claim("greater"), cells, SEEDS)
+    assert (found.verdict, [effect.what for effect in found.effects]) == ("supported", ["symmetric 40 %"])
+    assert [(e.what, e.planned and e.planned.mean) for e in found.others] == [("symmetric 0 %", -5)]
+    assert "symmetric 0 % (described)" in list(effect_table([found])["where"])
+    assert judge(claim("greater", noise=[0, 0.4]), cells, SEEDS).name == "depends on the rate"
+    assert len(judge(claim("grows"), cells, SEEDS).effects) == 1
+    assert judge(claim("greater"), [c for c in cells if not c["noise"]], SEEDS).verdict == "contradicted"
+    human = [{**cell, "noise_type": "human:worst"} if not cell["noise"] else cell for cell in cells]
+    assert [e.what for e in judge(claim("greater"), human, SEEDS).effects] == ["human:worst", "symmetric 40 %"]
+
+
+def test_a_claim_at_one_rate_does_not_say_every() -> None:
+    every = claim("greater").model_copy(update={"text": "A is better than B at every noise rate"})
+    assert judge(every, gains(HIGH), SEEDS).text == "A is better than B at symmetric 20 %"
+    assert judge(every, gains(HIGH, HIGH), SEEDS).text == every.text
+
+
+def test_effects_are_shown_at_every_rate_with_their_seeds() -> None:
+    found = judge_all([claim("greater"), claim("grows")], gains(HIGH, JUST), SEEDS)
+    table = effect_table(found)
+    assert list(table["no."]) == ["1", "1", "2", "2", "2", "2"]
+    assert list(table["seeds"][:2]) == ["+4.00, +5.00, +6.00", "+0.50, +1.00, +1.50"]
+    assert list(table["where"][3:]) == [
+        "symmetric 20 % (described)", "symmetric 40 % (described)", "slope over the 2 rates of symmetric (described)"
+    ]  # fmt: skip
+    logits = [[math.log((50 + g) / (50 - g)) for g in values] for values in (HIGH, JUST)]
+    slope = np.subtract(logits[1], logits[0]) / 2
+    assert list(table["seeds"])[5] == ", ".join(f"{value:+.2f}" for value in slope)
+    assert "logits per 10 % noise" in table["effect [95 % interval]"][5]
+    assert "p (sign flips)" not in table.columns
+
+
+def test_sign_flips_from_five_seeds_on() -> None:
+    """All five above: one of the 32 ways to give signs."""
+    found = judge(claim("greater"), gains([1, 2, 3, 4, 5]), range(5))
+    assert found.effects[0].flips == 1 / 32
+    assert effect_table([found])["p (sign flips)"][0] == "0.031"
+    equal = judge(claim("equal", margin=6), gains([1, 2, 3, 4, 5]), range(5))
+    assert equal.effects[0].flips == 1 / 32
+    assert judge(claim("greater"), gains(HIGH), SEEDS).effects[0].flips is None
+
+
+def test_a_forest_shows_each_seed() -> None:
+    found = judge_all([claim("greater"), claim("grows")], gains(HIGH, [1.0, 2.0, None]), SEEDS)
+    figure = forest(found)
+    assert figure is not None
+    (panel,) = figure.axes
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["1. it is so", "symmetric 20 %", "symmetric 40 %"]
+    dots = [sorted(line.get_xdata()) for line in panel.lines if line.get_marker() == "o"]
+    assert dots == [[4, 5, 6], [1, 2]]
+    intervals = [line for line in panel.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
+    assert len(intervals) == 2  # of three seeds, and the line at zero
+    assert forest([judge(claim("greater", "A", "C"), gains(HIGH), SEEDS)]) is None
 
 
 # How often they are wrong: a short form of `python -m noisysam.bench.verdicts`.

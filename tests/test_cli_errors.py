@@ -175,7 +175,7 @@ def test_empty_values(fails: Callable[..., str]) -> None:
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown command": ("sweeep x.yaml", ("No such command 'sweeep'", "sweep")),
     "unknown list": ("list things", ("'things'", "methods", "noise")),
-    "report without a study": ("report", ("Missing argument", "STUDY")),
+    "report without a study": ("report", ("name the studies to report", "--all")),
     "unknown study": ("report nope", ("no study 'nope'", "runs", "sweep or import")),
     "study that leads out": ("report ../nope", ("no study '../nope'",)),
     "export of an unknown study": ("export nope out", ("no study 'nope'", "sweep or import")),

@@ -62,6 +62,7 @@ def test_probe(says: Callable[..., tuple[int, str, str]], keys: list[str], folde
     assert shown.startswith(f"run {keys[0]}: ")
     assert "mechanism.last_layer_norm" in shown
     content = json.loads((folder / "runs" / keys[0] / "probes" / "mechanism.json").read_text())
+    assert not list((folder / "runs" / keys[0] / "probes").glob("*.svg"))  # one moment alone is not drawn
     client = MlflowClient(tracking_uri="sqlite:///mlflow.db")
     experiment = client.get_experiment_by_name("noisysam")
     assert experiment is not None
@@ -84,7 +85,6 @@ def test_landscapes_side_by_side(says: Callable[..., tuple[int, str, str]], keys
     ("arguments", "line"),
     [
         ((), "choose at least one probe: --"),
-        (("--mechanism", "--out", "x"), "--out draws landscapes and needs --landscape"),
         (("--mechanism", "--option", "depth=3"), "have no such option"),
         (("--mechanism", "--option", "depth"), "--option 'depth': write it as key=value"),
         (("--depth",), "No such option"),

@@ -1,5 +1,6 @@
 """Documents: every name may be hostile, every format holds every value, the same content gives the same bytes."""
 
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -26,10 +27,10 @@ def document(name: str) -> Document:
     table = pd.DataFrame([[name, "1.00 ± 0.50"], ["plain", "2.00"]], columns=["row", f"noise {name}"])
     return Document(
         name,
-        [("Command", f"`report {name}`")],
         [
             Section(name, name, lines=[name, (name, "runs-1")], tables=[Table("one", table, {(0, 1): "runs-1"}, name)],
-                    figures=[Figure("line", name, drawing(name))])
+                    figures=[Figure("line", name, drawing(name))]),
+            Section("More"),
         ],
     )  # fmt: skip
 
@@ -78,7 +79,7 @@ def test_a_page_with_hostile_names_holds_them_as_text(written: Path) -> None:
     for part in HOSTILE.split("`"):  # what stands between backticks is code
         assert part in reader.text
     assert "49" not in reader.text
-    assert set(reader.attributes["href"]) == {"#section-1", "#runs-1"} | {
+    assert set(reader.attributes["href"]) == {"#section-1", "#section-2", "#runs-1"} | {
         h
         for h in reader.attributes["href"]
         if h.startswith("#m") or h.startswith("#D")  # glyphs and markers of the figure
@@ -101,8 +102,26 @@ def test_markdown_with_hostile_names_keeps_its_table(written: Path) -> None:
     assert len(lines) == 4
     assert {line.replace("\\|", "").count("|") for line in lines} == {3}
     assert "![" in text
-    assert (written / "figures" / "line.png").read_bytes().startswith(b"\x89PNG")
+    assert (written / "png" / "line.png").read_bytes().startswith(b"\x89PNG")
     assert (written / "figures" / "line.svg").read_text().startswith("<?xml")
+
+
+def test_details_are_on_the_page_and_only_named_in_markdown(tmp_path: Path) -> None:
+    figure = Figure("small", "What it shows.", drawing(), detail=True)
+    Document("Study", [Section("Details", figures=[figure])]).write(tmp_path)
+    assert "What it shows." in (tmp_path / "report.md").read_text()
+    assert "![" not in (tmp_path / "report.md").read_text()
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "details" / "small.svg").exists()
+    assert not (tmp_path / "figures").exists()
+
+
+def test_an_svg_is_short_and_shows_the_same() -> None:
+    """Coordinates are rounded; scales, of which glyphs are made, are not."""
+    text = svg(drawing("mm"))
+    assert "scale(0.015625)" in text
+    assert not re.search(r"\d\.\d{3,}", re.sub(r"scale\([^)]*\)", "", text))
+    assert "\n " not in text
 
 
 def test_same_content_same_bytes(tmp_path: Path) -> None:
@@ -110,8 +129,8 @@ def test_same_content_same_bytes(tmp_path: Path) -> None:
         document("plain").write(tmp_path / name)
     first = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
     assert [str(p) for p in first] == [
-        "figures/line.png",
         "figures/line.svg",
+        "png/line.png",
         "report.html",
         "report.md",
         "tables/one.tex",

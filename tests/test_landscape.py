@@ -11,19 +11,17 @@ import torch
 import torch.nn.functional as F
 
 from noisysam import models
-from noisysam.probes import PARTS, Subject, load, probe
+from noisysam.probes import PARTS, Subject, load
 from noisysam.probes.landscape import (
     Landscape,
     LandscapeOptions,
-    compare,
     coordinates,
     filter_normalised,
     move,
     surface,
 )
-from noisysam.report.probe_figures import lines, planes
+from noisysam.report.probe_figures import draw, lines, planes, write
 from noisysam.runs.config import RunConfig
-from noisysam.runs.record import find_run
 from noisysam.training.fit import fit
 
 OPTIONS = LandscapeOptions(limit=20, points=2, grid=1)
@@ -154,7 +152,7 @@ def test_batch_norm_keeps_its_running_statistics(subjects: list[Subject]) -> Non
 # the probe
 
 
-def test_a_run_is_left_as_it_was_and_drawn_in_fixed_bytes(subjects: list[Subject]) -> None:
+def test_a_run_is_left_as_it_was_and_drawn_in_fixed_bytes(subjects: list[Subject], tmp_path: Path) -> None:
     subject = subjects[2]
     before = [v.numpy().tobytes() for m in subject.modules for v in m.state_dict().values()]
     found = Landscape(OPTIONS).run(subject)
@@ -162,24 +160,26 @@ def test_a_run_is_left_as_it_was_and_drawn_in_fixed_bytes(subjects: list[Subject
     assert found["line"]["coordinates"] == [[-1.0, -0.5, 0.0, 0.5, 1.0]]
     assert np.shape(found["plane"]["test"]["loss"]) == (3, 3)
     assert found["plane"]["noisy"]["loss"][1][1] == found["line"]["noisy"]["loss"][2]
-    drawn = {name: (subject.place / name).read_bytes() for name in found["files"]}
-    assert sorted(drawn) == [f"landscape-{kind}.{form}" for kind in ("line", "plane") for form in ("png", "svg")]
     assert Landscape(OPTIONS).run(subject) == found
-    assert {name: (subject.place / name).read_bytes() for name in drawn} == drawn
+    places = [tmp_path / name for name in "ab"]
+    first, again = ([path.read_bytes() for path in write("landscape", {"run": found}, place)] for place in places)
+    assert first == again
+    assert {path.name for path in places[0].iterdir()} == {
+        f"landscape-{kind}.{form}" for kind in ("line", "plane") for form in ("png", "svg")
+    }
 
 
-def test_runs_side_by_side(store: tuple[Path, list[Any]], tmp_path: Path) -> None:
-    """One set of draws for both; what has been computed is drawn as it is."""
-    folder, (sgd, sam, _) = store
-    options = {"limit": 20, "points": 1, "grid": 1, "seed": 4}
-    first = probe(folder, sgd["key"], ["landscape"], options, device="cpu")["landscape"]
-    paths = compare(folder, [sgd["key"][:10], sam["key"]], tmp_path / "out", options, device="cpu")
-    assert {path.name for path in paths} == {path.name for path in (tmp_path / "out").iterdir()}
-    assert len(paths) == 4
-    assert probe(folder, sgd["key"], ["landscape"], options, device="cpu")["landscape"] == first
-    svg = (tmp_path / "out" / "landscape-line.svg").read_text()
-    assert svg.count("<svg") == 1
-    assert (find_run(folder, sam["key"]).path / "probes" / "landscape.json").exists()
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    """Each run has its line; a plane is drawn of the runs that have one."""
+    flat = results(0.5)
+    del flat["plane"]
+    found = {picture.name: (figure, shown, there) for picture, figure, shown, there in draw(
+        "landscape", {"one": results(0.5), "two": results(1.5), "three": flat})}  # fmt: skip
+    assert [found[name][1:] for name in ("line", "plane")] == [(3, 3), (2, 2)]
+    assert [text.get_text() for text in found["line"][0].legends[0].get_texts()] == ["one", "two", "three"]
+    many = {f"run {n}": results(0.5) for n in range(6)}
+    assert [(shown, there) for _, _, shown, there in draw("landscape", many)] == [(6, 6), (4, 6)]
+    assert write("counting", many, tmp_path / "none") == []
 
 
 def results(loss: float | None) -> dict[str, Any]:

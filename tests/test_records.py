@@ -1,5 +1,6 @@
 """Records on disk: strict JSON and CSV, whole or not at all, portable with digests."""
 
+import gzip
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from noisysam.core.errors import RunFailed, UserError
 from noisysam.core.files import atomic, file_digest
 from noisysam.runs import record as record_files
 from noisysam.runs.record import RECORD_SCHEMA, RunFolder
-from noisysam.runs.transfer import export_study, import_study
+from noisysam.runs.transfer import ARCHIVE_SCHEMA, export_study, import_study
 
 numbers = st.none() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False)
 lines = st.lists(st.dictionaries(st.sampled_from("abcdef"), numbers, min_size=1), min_size=1, max_size=6)
@@ -178,26 +180,71 @@ def test_study_records(store: Path) -> None:
 
 def test_export_takes_what_is_finished(store: Path, tmp_path: Path) -> None:
     assert export_study(store, "s", tmp_path / "out") == 1
-    run = "f" * 16
-    files = {f"{run}/record.json", f"{run}/epochs.csv", f"labels/{'9' * 16}.npz", "studies/s.json"}
-    assert tree(tmp_path / "out") == {*files, "MANIFEST.json"}
-    manifest = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())
-    assert manifest["schema"] == RECORD_SCHEMA
-    assert manifest["files"] == {name: file_digest(tmp_path / "out" / name) for name in files}
-    assert export_study(store, "s", tmp_path / "out", weights=True) == 1
-    assert f"{run}/weights.safetensors" in tree(tmp_path / "out")
+    run, out = "f" * 16, tmp_path / "out"
+    files = {"runs.jsonl", f"epochs/{run}.csv.gz", f"labels/{'9' * 16}.npz", "studies/s.json"}
+    assert tree(out) == {*files, "MANIFEST.json"}
+    manifest = json.loads((out / "MANIFEST.json").read_text())
+    assert manifest["schema"] == ARCHIVE_SCHEMA
+    assert manifest["files"] == {name: file_digest(out / name) for name in files}
+    assert export_study(store, "s", out, weights=True) == 1
+    assert f"weights/{run}.safetensors" in tree(out)
     (store / run / "epochs.csv").unlink()
     with pytest.raises(RunFailed, match=r"epochs\.csv: missing"):
         export_study(store, "s", tmp_path / "again")
 
 
 def test_import_gives_the_same_files(store: Path, tmp_path: Path) -> None:
-    export_study(store, "s", tmp_path / "out")
+    folder = RunFolder(store, "f" * 16)
+    folder.write_confusion(np.array([[3, 0], [1, 20]]))
+    assert (folder.path / "confusion.csv").read_text() == "3,0\n1,20\n"
+    probe = {"schema": 1, "key": folder.key, "probe": "sharpness", "results": {"trace": 0.1 + 0.2, "none": None}}
+    files.write_json(folder.path / "probes" / "sharpness.json", probe)
+    assert export_study(store, "s", tmp_path / "out", weights=True) == 1
     assert import_study(tmp_path / "out", tmp_path / "new") == 1
-    assert tree(tmp_path / "new") == tree(tmp_path / "out") - {"MANIFEST.json"}
+    parts = ("record.json", "epochs.csv", "confusion.csv", "probes/sharpness.json", "weights.safetensors")
+    shared = {f"labels/{'9' * 16}.npz", "studies/s.json"}
+    assert tree(tmp_path / "new") == {f"{folder.key}/{part}" for part in parts} | shared
     for name in tree(tmp_path / "new"):
         assert (tmp_path / "new" / name).read_bytes() == (store / name).read_bytes()
     assert import_study(tmp_path / "out", tmp_path / "new") == 0
+
+
+def test_the_same_runs_give_the_same_archive(store: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        export_study(store, "s", tmp_path / name)
+    for name in tree(tmp_path / "a"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_an_archive_of_schema_1_is_still_read(store: Path, tmp_path: Path) -> None:
+    """It holds a store's own files."""
+    old, run = tmp_path / "old", "f" * 16
+    names = [f"{run}/record.json", f"{run}/epochs.csv", f"labels/{'9' * 16}.npz", "studies/s.json"]
+    for name in names:
+        (old / name).parent.mkdir(parents=True, exist_ok=True)
+        (old / name).write_bytes((store / name).read_bytes())
+    manifest = {name: file_digest(old / name) for name in names}
+    files.write_json(old / "MANIFEST.json", {"schema": 1, "files": manifest})
+    assert import_study(old, tmp_path / "new") == 1
+    assert tree(tmp_path / "new") == set(names)
+    for name in names:
+        assert (tmp_path / "new" / name).read_bytes() == (store / name).read_bytes()
+    files.write_json(old / "MANIFEST.json", {"schema": 3, "files": manifest})
+    with pytest.raises(UserError, match="schema 3; this version reads up to 2"):
+        import_study(old, tmp_path / "new")
+
+
+def test_a_run_does_not_lead_out_of_the_store(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_study(store, "s", out)
+    text = (out / "runs.jsonl").read_text().replace("f" * 16, "../" + "f" * 16)
+    (out / "runs.jsonl").write_text(text)
+    manifest = json.loads((out / "MANIFEST.json").read_text())
+    manifest["files"]["runs.jsonl"] = file_digest(out / "runs.jsonl")
+    files.write_json(out / "MANIFEST.json", manifest)
+    with pytest.raises(UserError, match="leads out of the folder"):
+        import_study(out, tmp_path / "new" / "store")
+    assert not (tmp_path / "new").exists()
 
 
 def test_import_keeps_what_is_there(store: Path, tmp_path: Path) -> None:
@@ -210,22 +257,23 @@ def test_import_keeps_what_is_there(store: Path, tmp_path: Path) -> None:
         assert own.record is not None
         assert own.record["status"] == "finished"
         assert ("mine" in own.record) == (not taken)
+        assert (own.path / "epochs.csv").exists() == bool(taken)
 
 
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("record.json", lambda path: path.write_text("{}")),
-        ("epochs.csv", lambda path: path.write_text("epoch,train_loss\n0,0.5\n")),
-        ("epochs.csv", lambda path: path.unlink()),
-        ("epochs.csv", lambda path: (path.unlink(), path.mkdir())),
+        ("runs.jsonl", lambda path: path.write_text("{}")),
+        (f"epochs/{'f' * 16}.csv.gz", lambda path: path.write_bytes(gzip.compress(b"epoch,train_loss"))),
+        (f"epochs/{'f' * 16}.csv.gz", lambda path: path.unlink()),
+        (f"epochs/{'f' * 16}.csv.gz", lambda path: (path.unlink(), path.mkdir())),
     ],
 )
 def test_import_takes_nothing_where_a_file_is_not_as_listed(
     name: str, damage: Callable[[Path], Any], store: Path, tmp_path: Path
 ) -> None:
     export_study(store, "s", tmp_path / "out")
-    damage(tmp_path / "out" / ("f" * 16) / name)
+    damage(tmp_path / "out" / name)
     with pytest.raises(UserError, match=name):
         import_study(tmp_path / "out", tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -245,17 +293,19 @@ def test_two_studies_in_one_folder(store: Path, tmp_path: Path) -> None:
 def test_results_of_probes_go_along_without_their_pictures(store: Path, tmp_path: Path) -> None:
     """They are exported and taken; a finished run that is there already gets those that it lacks, and keeps its own."""
     place = store / ("f" * 16) / "probes"
-    for name, content in (("sharpness", {"schema": 1, "probe": "sharpness"}), ("old", {"schema": 0})):
-        files.write_json(place / f"{name}.json", content)
+    for name in ("sharpness", "landscape"):
+        files.write_json(place / f"{name}.json", {"schema": 1, "key": "f" * 16, "probe": name})
+    files.write_json(place / "old.json", {"schema": 0})  # of an earlier version: left behind
     (place / "sharpness-density.png").write_bytes(b"picture")
     export_study(store, "s", tmp_path / "out")
-    taken = {f"{'f' * 16}/probes/{name}.json" for name in ("old", "sharpness")}
-    assert {name for name in tree(tmp_path / "out") if "probes" in name} == taken
+    assert {name for name in tree(tmp_path / "out") if "probes" in name} == {"probes.jsonl"}
     import_study(tmp_path / "out", tmp_path / "new")
     folder = RunFolder(tmp_path / "new", "f" * 16)
-    assert folder.probes == [{"schema": 1, "probe": "sharpness"}]
-    files.write_json(folder.path / "probes" / "old.json", {"schema": 1, "probe": "old"})
+    assert {path.name for path in (folder.path / "probes").iterdir()} == {"landscape.json", "sharpness.json"}
+    own = {"schema": 1, "probe": "landscape", "mine": True}
+    files.write_json(folder.path / "probes" / "landscape.json", own)
     (folder.path / "probes" / "sharpness.json").unlink()
     assert import_study(tmp_path / "out", tmp_path / "new") == 0
-    assert [content["probe"] for content in folder.probes] == ["old", "sharpness"]
+    assert [content["probe"] for content in folder.probes] == ["landscape", "sharpness"]
+    assert folder.probes[0] == own
     assert RunFolder(store, "e" * 16).probes == []

@@ -156,7 +156,7 @@ def test_a_report_shows_them_in_the_same_bytes(store: Path, tmp_path: Path) -> N
     names = {path.relative_to(first).as_posix() for path in first.rglob("*") if path.is_file()}
     pictures = ("sharpness-density", "landscape-line", "landscape-plane", "mechanism-epochs", "quantise-bits")
     tables = ("sharpness", "mechanism-norms", "mechanism-gradients", "quantise")
-    assert {*(f"figures/{n}.png" for n in pictures), *(f"tables/{n}.tex" for n in tables)} < names
+    assert {*(f"details/{n}.svg" for n in pictures), *(f"tables/{n}.tex" for n in tables)} < names
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
     page = (first / "report.html").read_text()
     value = printed([found("quantise", "sgd", 0.2, seed)["accuracy"] for seed in SEEDS], True)

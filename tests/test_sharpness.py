@@ -262,14 +262,11 @@ def test_a_run_is_measured_and_left_as_it_was(subject: Subject) -> None:
         assert np.isfinite(numbers).all()
     assert found["clean"]["loss"] != found["noisy"]["loss"]
     assert found["networks"] == 2
-    assert [(subject.place / name).stat().st_size > 5000 for name in found["files"]] == [True, True]
 
 
 def test_the_same_bits_again_and_of_another_network(subject: Subject) -> None:
     once = Sharpness(OPTIONS).run(subject)
-    files = [(subject.place / name).read_bytes() for name in once["files"]]
     assert Sharpness(OPTIONS).run(subject) == once
-    assert [(subject.place / name).read_bytes() for name in once["files"]] == files
     other = Sharpness(OPTIONS.model_copy(update={"network": 1})).run(subject)
     assert other["test"]["loss"] != once["test"]["loss"]
     with pytest.raises(UserError, match="network=2: this run has 2 networks"):

@@ -21,6 +21,8 @@ from noisysam.report.statistics import (
     less,
     noninferior,
     paired,
+    share_interval,
+    sign_flip,
     simes,
     slopes,
     welch,
@@ -168,3 +170,43 @@ def test_slopes_against_polyfit() -> None:
     rates, gains = [0.2, 0.4, 0.8], RNG.normal(size=(5, 3))
     assert slopes(gains, rates) == pytest.approx([np.polyfit(rates, line, 1)[0] for line in gains], rel=1e-9)
     assert slopes([[1.0, 3.0, 7.0]], rates) == pytest.approx([10.0])
+
+
+def test_share_interval_by_hand() -> None:
+    """Delta method: logit 0.5 = 0, standard error 0.1 / root 3 / 0.25; t of 2 degrees of freedom: 4.302653."""
+    reach = 4.302653 * 0.1 / math.sqrt(3) / 0.25
+    assert share_interval([0.4, 0.5, 0.6]) == pytest.approx((1 / (1 + math.exp(reach)), 1 / (1 + math.exp(-reach))))
+    assert share_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
+    assert share_interval([0.0, 0.0]) == (0.0, 0.0)
+    assert share_interval([0.3, 0.3]) == pytest.approx((0.3, 0.3))
+
+
+@given(st.lists(st.integers(0, 1000).map(lambda k: k / 1000), min_size=2, max_size=8))
+def test_share_interval_stays_within_0_and_1(sample: list[float]) -> None:
+    low, high = share_interval(sample)
+    assert 0 <= low <= sum(sample) / len(sample) + 1e-9
+    assert sum(sample) / len(sample) - 1e-9 <= high <= 1
+    mirrored = share_interval([1 - value for value in sample])
+    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [5, 10])
+@pytest.mark.parametrize(("mean", "sd"), [(0.5, 0.02), (0.9, 0.01), (0.97, 0.01), (0.2, 0.05), (0.05, 0.02)])
+def test_share_interval_covers_the_mean(mean: float, sd: float, n: int) -> None:
+    """Beta-distributed accuracies: 95 % within what 2,000 simulated studies and the skew of the law allow."""
+    scale = mean * (1 - mean) / sd**2 - 1
+    samples = np.random.default_rng([n, round(1000 * mean)]).beta(mean * scale, (1 - mean) * scale, (2000, n))
+    covered = np.mean([low <= mean <= high for low, high in map(share_interval, samples)])
+    assert 0.93 <= covered <= 0.975
+
+
+def test_sign_flips_by_counting() -> None:
+    """By definition: the share of sign patterns whose sum is as large."""
+    for sample in ([1.0, 2.0, 3.0, 4.0, 5.0], [0.5, -0.2, 1.5, 2.5, 0.1, -0.4], FIRST):
+        sums = [sum(s * v for s, v in zip(signs, sample, strict=True))
+                for signs in itertools.product((1, -1), repeat=len(sample))]  # fmt: skip
+        assert sign_flip(sample) == pytest.approx(np.mean([total >= sum(sample) - 1e-9 for total in sums]))
+        assert sign_flip([v + 3 for v in sample], 3) == sign_flip(sample)
+    assert sign_flip([2.0]) == 1
+    many = RNG.normal(0.3, 1, 30)
+    assert sign_flip(many) == sign_flip(many) == pytest.approx(greater(many), abs=0.02)

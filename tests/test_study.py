@@ -124,7 +124,7 @@ def test_bundled_studies_are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_keys_of_the_committed_studies_stay(tmp_path: Path) -> None:
     """Digits need no download: these studies can be planned anywhere."""
     for name in ("precision-fp32", "precision-bf16"):
-        kept = load_study(REPORTS / name / "records", name)["cells"]
+        kept = load_study(REPORTS / "records", name)["cells"]
         assert keys(plans.plan(bundled(name))) == [cell["key"] for cell in kept]
 
 
@@ -315,7 +315,7 @@ def test_a_kept_plan_is_read_without_its_data(write: Callable[..., Path], tmp_pa
     assert [(c.key, c.row, c.label) for c in kept] == [(c.key, c.row, c.label) for c in cells]
     assert [c.config.recipe().optimizer_options for c in kept] == [c.config.recipe().optimizer_options for c in cells]
     for name in ("cpu-small", "precision-fp32"):  # plans of earlier versions
-        assert keys(plans.load(REPORTS / name / "records", name))
+        assert keys(plans.load(REPORTS / "records", name))
 
 
 def test_seeds_that_come_later_are_told_from_the_planned_ones(

@@ -116,7 +116,7 @@ def compare(runs: tuple[str, ...], store: Path, as_json: bool) -> None:
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto")
 @click.option("--plugin", type=click.Path(path_type=Path), help="Python file that the runs were trained with")
 @click.option("--option", multiple=True, metavar="KEY=VALUE", help="see `noisysam list probes`; may be repeated")
-@click.option("--out", type=click.Path(path_type=Path), help="folder for a figure of all landscapes")
+@click.option("--out", type=click.Path(path_type=Path), help="folder for figures of the runs side by side")
 @json_option
 def probe(
     runs: tuple[str, ...],
@@ -136,13 +136,11 @@ def probe(
     """
     from noisysam import probes
     from noisysam.core.errors import UserError
-    from noisysam.probes import landscape
+    from noisysam.report import probe_figures
     from noisysam.training.progress import note
 
     if not names:
         raise UserError(f"choose at least one probe: {', '.join(f'--{name}' for name in probes.PROBES)}")
-    if out is not None and "landscape" not in names:
-        raise UserError("--out draws landscapes and needs --landscape")
     options = pairs("--option", option)
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -150,15 +148,18 @@ def probe(
         written = probes.probe(store, run, names, options, **where)
         key = next(iter(written.values()))["key"]
         found[key] = written
+        for name, content in written.items():
+            probe_figures.write(name, {content["name"]: content["results"]}, store / key / "probes")
         if not as_json:
             click.echo(f"run {key}: {next(iter(written.values()))['name']}")
             for name, content in written.items():
                 for figure, value in content["scalars"].items():
                     click.echo(f"  {name}.{figure:40} {value:.4g}")
     if out is not None:
-        own = {k: v for k, v in options.items() if k in probes.PROBES["landscape"].Options.model_fields}
-        for path in landscape.compare(store, list(found), out, own, **where):
-            note(f"written to {path}")
+        for name in names:
+            named = {f"{written[name]['name']} ({key[:8]})": written[name]["results"] for key, written in found.items()}
+            for path in probe_figures.write(name, named, out):
+                note(f"written to {path}")
     if not no_track:
         from noisysam import tracking
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -281,18 +282,39 @@ def _search(
         click.echo(f"noisysam sweep {target}")
 
 
-@cli.command(short_help="Write tables, figures and verdicts of a study.")
-@click.argument("study")
+@cli.command(short_help="Write tables, figures and verdicts of studies.")
+@click.argument("studies", metavar="[STUDY...]", nargs=-1)
 @store_option
 @tracked
+@click.option("--all", "every", is_flag=True, help="every study of the store")
+@click.option("--from", "archive", type=click.Path(path_type=Path), help="read an exported archive, not the store")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
 @json_option
-def report(study: str, store: Path, tracking_uri: str | None, no_track: bool, out: Path, as_json: bool) -> None:
-    """Write the report of STUDY from its finished runs and print its main tables. If the study has a run in MLflow, the
-    report is attached to it."""
+def report(
+    studies: tuple[str, ...],
+    store: Path,
+    tracking_uri: str | None,
+    no_track: bool,
+    every: bool,
+    archive: Path | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Write the report of each STUDY from its finished runs, and print its tables. The report is attached to the
+    study's MLflow run, if there is one."""
     from noisysam import tracking
+    from noisysam.runs.record import study_names
+    from noisysam.runs.transfer import import_study
 
-    _report(study, store, out, as_json, None if no_track else tracking.default_uri(tracking_uri))
+    if bool(studies) == every:
+        raise UserError("name the studies to report, or give --all")
+    uri = None if no_track or archive is not None else tracking.default_uri(tracking_uri)
+    with TemporaryDirectory() as temporary:
+        if archive is not None:
+            store = Path(temporary)
+            import_study(archive, store)
+        for study in studies or study_names(store):
+            _report(study, store, out, as_json, uri)
 
 
 def _report(study: str, store: Path, out: Path, as_json: bool, uri: str | None) -> None:

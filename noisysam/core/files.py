@@ -32,7 +32,12 @@ def atomic(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON atomically; what is not finite becomes null."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json_text(content))
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Strict JSON as it stands in a file."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """What every probe shares: a finished run with its weights and data, what a probe is, and where its results go.
 
-A probe looks at a trained network and changes nothing: not the weights, not the record. Its results are in
+A probe measures a trained network and changes nothing: neither weights nor record. Its results are in
 ``<run>/probes/<name>.json``::
 
     schema, probe, revision, key and name of the run, weights (SHA-256), options, commit, device, seconds, results,
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from noisysam import methods
 from noisysam.core.environment import environment
 from noisysam.core.errors import UserError
-from noisysam.core.files import atomic, file_digest, read_json, write_json
+from noisysam.core.files import file_digest, read_json, write_json
 from noisysam.core.registry import Registry
 from noisysam.core.validation import explain
 from noisysam.data.augmentation import normalise
@@ -35,9 +35,6 @@ from noisysam.runs.record import PROBE_SCHEMA, RunFolder, find_run
 from noisysam.training import devices, metrics
 from noisysam.training.evaluator import Evaluator
 from noisysam.training.weights import read_networks
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Part = Literal["clean", "noisy", "test"]
 PARTS: tuple[Part, ...] = ("clean", "noisy", "test")
@@ -64,7 +61,7 @@ class Probe(ABC):
 
     @abstractmethod
     def run(self, subject: "Subject") -> dict[str, Any]:
-        """The figures, JSON-able. Files (plots, arrays) go to ``subject.place``; their names to ``files``, a list."""
+        """What was measured, JSON-able; reports draw it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +77,6 @@ class Subject:
     device: torch.device
     method: Method
     modules: list[nn.Module]
-
-    @property
-    def place(self) -> Path:
-        """Where a probe's files go."""
-        return self.folder.path / "probes"
 
     def outputs(self, logits: Sequence[Tensor]) -> Tensor:
         """The method's: from each network's logits (or features) to the reported logits (n, K)."""
@@ -199,7 +191,7 @@ def probe(
             "weights": weights,
             "options": chosen.model_dump(mode="json"),
         }
-        if not _done(path, facts):
+        if not (path.exists() and facts.items() <= read_json(path).items()):
             subject = subject or load(store, folder.key, data_dir, device, plugin)
             start = time.perf_counter()
             results = PROBES[name](chosen).run(subject)
@@ -227,16 +219,6 @@ def scalars(results: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def save(figure: "Figure", folder: Path, name: str) -> list[str]:
-    """Write a figure as PNG and as SVG, the same bytes for the same figure; the names of the files."""
-    from noisysam.report.document import svg, write_text
-
-    with atomic(folder / f"{name}.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-    write_text(folder / f"{name}.svg", svg(figure))
-    return [f"{name}.png", f"{name}.svg"]
-
-
 def choices(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, BaseModel]:
     """The checked options of each probe; each takes those of ``options`` that it has."""
     fields = {name: PROBES[name].Options.model_fields for name in names}
@@ -251,15 +233,6 @@ def choices(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, BaseM
         except ValidationError as error:
             raise UserError(f"probe {name}: " + explain(error, prefix="option ")) from None
     return chosen
-
-
-def _done(path: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether a result is there that these facts would give again, with all its files."""
-    if not path.exists():
-        return False
-    content = read_json(path)
-    files = content.get("results", {}).get("files", [])
-    return facts.items() <= content.items() and all((path.parent / name).exists() for name in files)
 
 
 def _finished(folder: RunFolder) -> dict[str, Any]:
@@ -284,6 +257,7 @@ def _config(record: Mapping[str, Any], data_dir: Path | None, plugin: Path | Non
 def _method(config: RunConfig, problem: Problem, loader: Loader, modules: list[nn.Module]) -> Method:
     """The method as it was after training, as far as ``outputs`` needs it."""
     options = methods.options(config.method, config.method_option)
+    known = methods.noise_facts(config.method, options)
     noisy = problem.noisy.take(problem.train)
     facts = RunInfo(
         samples=len(noisy.labels),
@@ -292,8 +266,8 @@ def _method(config: RunConfig, problem: Problem, loader: Loader, modules: list[n
         device=loader.device,
         features=getattr(getattr(modules[0], "head", None), "in_features", 0),
         label_smoothing=config.label_smoothing,
-        rate=float(noisy.flip_rate),
-        matrix=torch.from_numpy(noisy.matrix).float().to(loader.device),
+        rate=float(noisy.flip_rate) if "rate" in known else None,
+        matrix=torch.from_numpy(noisy.matrix).float().to(loader.device) if "matrix" in known else None,
     )
     method = methods.compose(config.method)(options, facts)
     if method.reported == "features":  # its classifier is fitted to the features of the training set

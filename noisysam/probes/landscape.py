@@ -1,9 +1,8 @@
 """The loss around a network's weights, on a line and on a plane of filter-normalised directions."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from noisysam.probes.base import PARTS, PROBES, Options, Probe, Subject, probe, save
+from noisysam.probes.base import PARTS, PROBES, Options, Probe, Subject
 from noisysam.training import metrics
 
 STATEMENT = (
@@ -43,18 +42,13 @@ class Landscape(Probe):
     Options = LandscapeOptions
 
     def run(self, subject: Subject) -> dict[str, Any]:
-        """``line`` and ``plane``: coordinates, and loss and accuracy of each part in a list of as many dimensions.
-        Drawn in landscape-line and landscape-plane, .png and .svg."""
-        from noisysam.report import probe_figures
-
-        o, name = self.options, subject.record["name"]
+        """``line`` and ``plane``: coordinates, and loss and accuracy of each part in a list of as many dimensions."""
+        o = self.options
         found: dict[str, Any] = {"statement": STATEMENT}
         found["line"] = surface(subject, o.limit, o.seed, [coordinates(o.radius, o.points)])
-        files = save(probe_figures.lines({name: found}), subject.place, "landscape-line")
         if o.grid:
             found["plane"] = surface(subject, o.limit, o.seed, [coordinates(o.radius, o.grid)] * 2)
-            files += save(probe_figures.planes({name: found}), subject.place, "landscape-plane")
-        return {**found, "files": files}
+        return found
 
 
 def coordinates(radius: float, points: int) -> list[float]:
@@ -113,21 +107,3 @@ def move(module: nn.Module, origin: nn.Module, steps: Sequence[tuple[float, Sequ
         weight.copy_(start)
         for step, direction in steps:
             weight.add_(direction[number], alpha=step)
-
-
-def compare(
-    store: Path, keys: Sequence[str], target: Path, options: Mapping[str, Any] | None = None, **where: Any
-) -> list[Path]:
-    """Draw the landscapes of several runs side by side, along directions of the same draws: landscape-line and
-    landscape-plane, .png and .svg, in ``target``; their paths. ``where``: as for ``probe``."""
-    from noisysam.report import probe_figures
-
-    found: dict[str, Any] = {}
-    for key in keys:
-        written = probe(store, key, ["landscape"], options, **where)["landscape"]
-        name = written["name"]
-        found[name if name not in found else f"{name} ({written['key']})"] = written["results"]
-    files = save(probe_figures.lines(found), target, "landscape-line")
-    if all("plane" in results for results in found.values()):
-        files += save(probe_figures.planes(found), target, "landscape-plane")
-    return [target / name for name in files]

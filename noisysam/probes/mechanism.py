@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from noisysam.core.errors import UserError
 from noisysam.optim.base import global_norm, inner, plus, scaled
-from noisysam.probes.base import PROBES, Options, Probe, Subject, save
+from noisysam.probes.base import PROBES, Options, Probe, Subject
 
 ROWS = 128  # of one forward with gradient
 
@@ -55,10 +55,8 @@ class Mechanism(Probe):
     options: MechanismOptions
 
     def run(self, subject: Subject) -> dict[str, Any]:
-        """``moments``: figures of each, None where there are no flipped samples; ``note`` says which they are. Drawn
-        over the epochs where the run kept weights on the way."""
-        from noisysam.report import probe_figures
-
+        """``moments``: what was measured at each snapshot and at the end, None where there are no flipped samples;
+        ``note`` says which weights those are."""
         o = self.options
         if o.network >= len(subject.modules):
             raise UserError(f"option network={o.network}: this run has {len(subject.modules)} networks, from 0 on")
@@ -75,7 +73,6 @@ class Mechanism(Probe):
             found |= _by_group("input_jacobian", input_jacobian_norms(module, few), few_flipped)
             moments.append(found | gradient_figures(module, inputs, labels, flipped, o.rho))
         alone = "the final weights alone: the run kept no others (--snapshots)"
-        named = {subject.record["name"]: {"moments": moments}}
         return {
             "statement": STATEMENT,
             "note": "snapshots and the final weights" if subject.snapshots() else alone,
@@ -85,7 +82,6 @@ class Mechanism(Probe):
             "jacobian_rows": len(few_labels),
             "jacobian_flipped": int(few_flipped.sum()),
             "moments": moments,
-            "files": save(probe_figures.mechanism(named), subject.place, "mechanism") if len(moments) > 1 else [],
         }
 
 

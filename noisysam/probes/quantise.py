@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from noisysam import optim
 from noisysam.optim.sam_sga import SAMSGA
-from noisysam.probes.base import PROBES, Options, Probe, Subject, save
+from noisysam.probes.base import PROBES, Options, Probe, Subject
 from noisysam.training import metrics
 
 LATENT, WIDTH = 64, 32  # the generator's noise, and its channels
@@ -75,8 +75,6 @@ class Quantise(Probe):
     def run(self, subject: Subject) -> dict[str, Any]:
         """``accuracy`` of the full network(s); for each of ``bits``, accuracy and agreement (the share of test images
         that get the full network's class), plain and zero-shot."""
-        from noisysam.report import probe_figures
-
         o = self.options
         inputs, labels = subject.part("test", o.test_limit or None)
         full = subject.logits(inputs)
@@ -88,8 +86,7 @@ class Quantise(Probe):
                 learnt = [zero_shot(m, bits, inputs.shape[1:], o) for m in subject.modules]
                 figures |= _figures("zero_shot", subject.logits(inputs, learnt), full, labels)
             found["bits"][str(bits)] = figures
-        files = save(probe_figures.quantised({subject.record["name"]: found}), subject.place, "quantise")
-        return {"statement": STATEMENT, "rows": len(labels), **found, "files": files}
+        return {"statement": STATEMENT, "rows": len(labels), **found}
 
 
 def _figures(name: str, logits: Tensor, full: Tensor, labels: Tensor) -> dict[str, float]:

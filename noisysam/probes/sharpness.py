@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from noisysam.core.errors import UserError
-from noisysam.probes.base import PARTS, PROBES, Options, Probe, Subject, save
+from noisysam.probes.base import PARTS, PROBES, Options, Probe, Subject
 from noisysam.training import metrics
 
 CHUNK = 50  # rows whose graph is in memory at a time
@@ -61,9 +61,7 @@ class Sharpness(Probe):
     Options = SharpnessOptions
 
     def run(self, subject: Subject) -> dict[str, Any]:
-        """Figures for each part, and the densities drawn in sharpness-density.png and .svg."""
-        from noisysam.report import probe_figures
-
+        """Curvature and rise of the loss, for each part."""
         o = self.options
         if o.network >= len(subject.modules):
             raise UserError(f"option network={o.network}: this run has {len(subject.modules)} networks, from 0 on")
@@ -78,8 +76,7 @@ class Sharpness(Probe):
         facts = {"statement": STATEMENT, "networks": len(subject.modules)}
         weights = Loss(module, *subject.part("test", 1)).weights
         facts |= {"parameters": len(weights), "weight_norm": float(weights.norm())}
-        drawing = probe_figures.densities({subject.record["name"]: found})
-        return {**facts, **found, "files": save(drawing, subject.place, "sharpness-density")}
+        return {**facts, **found}
 
     def curvature(self, loss: "Loss") -> dict[str, Any]:
         """Of the Hessian: largest eigenvalues with their error bounds, smallest, trace, density."""

@@ -1,5 +1,6 @@
 """Claims about the rows of a study, and what its runs say of them: supported, contradicted or undecided."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import pandas as pd
 from noisysam.core.errors import UserError
 from noisysam.report import statistics
 from noisysam.report.statistics import Estimate
-from noisysam.report.tables import Cell, column_name, joined
+from noisysam.report.tables import COVERAGE, OWN_RATE, Cell, column_name, joined
 from noisysam.runs.measures import MEASURE
 from noisysam.studies.claims import LEVEL, Claim
 
@@ -24,14 +25,24 @@ RATE_STEP = 0.1  # of noise, for which the growth of a gain is told
 NUMBER = re.compile(r"\d+(\.\d+)?(e-?\d+)?")
 
 
+LEAST = 1e-4  # share from which on a logit is taken: one image of ten thousand
+
+
+FLIPS = 5  # seeds from which a sign-flip test can reach a p value of 5 %
+
+
+INTERVAL = (1 - COVERAGE) / 2
+
+
 RULES = (
-    "Effects are differences in percentage points between runs with the same noise, seed and label file; [ ] is their t"
-    " interval with coverage 1 - 2 x level. Tests are one-sided at a level of 5 % unless the reason names another, so"
-    " intervals cover 90 %. A claim is supported where all of it is shown, contradicted where its opposite is shown,"
-    " undecided otherwise. What must hold at every rate is tested at full level at each (intersection-union); what must"
-    " hold for some row or rate by Holm; an opposite at one of several rates by Simes. The effect printed is the one"
-    " that decides. Only the seeds that the study planned first count, three or more, all of them finished; with seeds"
-    " added later, a second line describes."
+    "Effects are differences in percentage points between runs with the same noise, seed and label file; [ ] is the"
+    " 95 % t interval of their mean. p is one-sided, from Student's t test; verdicts go by the p value after Holm's"
+    " correction over all claims of this study, at a level of 5 % unless the reason names another. A claim is supported"
+    " where all of it is shown, contradicted where its opposite is shown, undecided otherwise; it depends on the rate"
+    " where it is shown at some rates and contradicted at others. What must hold at every rate is tested at full level"
+    " at each (intersection-union); what must hold for some row or rate by Holm; an opposite at one of several rates by"
+    " Simes. The effect printed is the one that decides. Only the seeds that the study planned first count, three or"
+    " more, all of them finished; with seeds added later, a second line describes."
 )
 
 
@@ -43,16 +54,20 @@ Runs = dict[tuple[str, str, float], dict[int, Cell]]  # row, noise type, rate ->
 
 @dataclass(frozen=True)
 class Effect:
-    """One difference that a claim rests on: ``planned`` over the seeds that were planned first (None: no pair has
-    finished), ``later`` with those added since (None: none were), the planned seeds that are ``missing``, the p value
-    of what is claimed of it, and that of the opposite; both are 1 where it cannot be tested."""
+    """One difference that a claim rests on: ``gains`` by seed, ``planned`` over the seeds that were planned first
+    (None: no pair has finished), ``later`` with those added since (None: none were), the planned seeds that are
+    ``missing``, the p value of what is claimed of it, and that of the opposite; both are 1 where it cannot be tested.
+    ``flips``: the p value of what is claimed by the sign-flip test, None below five seeds."""
 
     what: str
+    unit: str
+    gains: tuple[tuple[int, float], ...]
     planned: Estimate | None
     later: Estimate | None
     missing: tuple[int, ...]
     p: float
     opposite: float
+    flips: float | None
 
 
 @dataclass(frozen=True)
@@ -68,18 +83,29 @@ class TestResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study says of a claim. ``deciding``: the effect that it hangs on; ``effects``: all of them, by row and
-    rate; ``p``, ``opposite``: p values of the claim and of its opposite; ``oracle``: what of it knew more than a user
-    would have."""
+    """What a study says of a claim. ``text``: the claim as far as the study can say it; ``depends``: it is shown at
+    some rates, its opposite at others; ``p``, ``opposite``: p values of the claim and of its opposite; ``adjusted``:
+    the one that decides, after Holm's correction; ``deciding``: the effect that the verdict rests on; ``effects``: all
+    that were tested, by row and rate; ``others``: those that are described only; ``oracle``: what in the claim's rows
+    a user would not have known."""
 
     claim: Claim
+    text: str
     verdict: Literal["supported", "contradicted", "undecided"]
     reason: str
+    depends: bool = False
     p: float = 1.0
     opposite: float = 1.0
+    adjusted: float = 1.0
     deciding: Effect | None = None
     effects: tuple[Effect, ...] = ()
+    others: tuple[Effect, ...] = ()
     oracle: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The verdict as it is printed."""
+        return "depends on the rate" if self.depends and self.verdict == "contradicted" else self.verdict
 
 
 def applicable(claims: Iterable[Claim], cells: Sequence[Cell]) -> list[Claim]:
@@ -88,7 +114,12 @@ def applicable(claims: Iterable[Claim], cells: Sequence[Cell]) -> list[Claim]:
 
 
 def judge(claim: Claim, cells: Sequence[Cell], planned_seeds: Iterable[int]) -> Verdict:
-    """What the cells of a study (``tables.read_cells``) say of a claim.
+    """What the cells of a study say of one claim alone."""
+    return judge_all([claim], cells, planned_seeds)[0]
+
+
+def judge_all(claims: Sequence[Claim], cells: Sequence[Cell], planned_seeds: Iterable[int]) -> list[Verdict]:
+    """What the cells of a study (``tables.read_cells``) say of its claims, which are corrected for each other.
 
     Runs are paired by noise type, rate and seed; ``UserError`` where a pair was trained on different labels. Only
     ``planned_seeds``, those that the study file named first, decide, and a test waits until all of its runs have
@@ -96,24 +127,64 @@ def judge(claim: Claim, cells: Sequence[Cell], planned_seeds: Iterable[int]) -> 
     until a claim holds changes how often a false one is supported (at most ``level``). Fewer than three planned seeds
     leave a claim undecided.
     """
-    scope = _scope(claim, cells)
-    if scope.lacking:
-        return Verdict(claim, "undecided", scope.lacking)
-    outcome = _outcome(claim, scope, _runs(scope.cells), sorted(set(planned_seeds)))
+    planned = sorted(set(planned_seeds))
+    scopes = [_scope(claim, cells) for claim in claims]
+    tested = [
+        None if scope.lacking else _outcome(claim, scope, _runs(scope.cells), planned)
+        for claim, scope in zip(claims, scopes, strict=True)
+    ]
+    adjusted = statistics.holm([1.0 if test is None else test.p for test in tested])
+    opposites = statistics.holm([1.0 if test is None else test.opposite for test in tested])
+    return [
+        Verdict(claim, claim.text, "undecided", scope.lacking)
+        if test is None
+        else _verdict(claim, scope, test, planned, p, opposite)
+        for claim, scope, test, p, opposite in zip(claims, scopes, tested, adjusted, opposites, strict=True)
+    ]
+
+
+def _verdict(
+    claim: Claim, scope: "Scope", test: "TestResult", planned: Sequence[int], p: float, opposite: float
+) -> Verdict:
+    """A verdict from the tests of a claim, with p values that are corrected for the study's other claims."""
     known = {cell["row"] for cell in scope.cells if cell.get("oracle")}
     oracle = tuple(row for row in dict.fromkeys(scope.rows) if row in known)
     oracle += ("best epoch on test",) if any(MEASURE[name].oracle for name in claim.measure) else ()
     name: Literal["supported", "contradicted", "undecided"]
-    if outcome.p <= claim.level:
-        name, deciding = "supported", outcome.weakest
-        reason = f"shown: p = {outcome.p:.2g}, {deciding.what}"
-    elif outcome.opposite <= claim.level:
-        name, deciding = "contradicted", outcome.against
-        reason = f"the opposite is shown: p = {outcome.opposite:.2g}, {deciding.what}"
+    depends, deciding, adjusted = _depends(claim, scope, test), test.weakest, p
+    if p <= claim.level:
+        name, reason = "supported", f"shown: {deciding.what}"
+    elif opposite <= claim.level:
+        name, deciding, adjusted = "contradicted", test.against, opposite
+        reason = f"the opposite is shown: {deciding.what}"
     else:
-        name, deciding, reason = "undecided", outcome.weakest, _undecided(outcome)
+        name, reason = "undecided", _undecided(test)
+    if depends:
+        after = "" if name == "contradicted" else "; not after Holm's correction"
+        reason = f"depends on the rate: {', '.join(map(_at, test.effects))}{after}"
     reason += "" if claim.level == LEVEL else f"; level {claim.level:g}"
-    return Verdict(claim, name, reason, outcome.p, outcome.opposite, deciding, outcome.effects, oracle)
+    others = _others(claim, scope, planned)
+    return Verdict(
+        claim, _said(claim, scope), name, reason, depends, test.p, test.opposite, adjusted, deciding, test.effects,
+        others, oracle,
+    )  # fmt: skip
+
+
+def _depends(claim: Claim, scope: "Scope", test: "TestResult") -> bool:
+    """Whether a claim on every rate is shown at some and its opposite at others, each by Holm over the rates."""
+    paired = claim.kind in ("greater", "not_worse", "equal") and claim.rates == "all" and len(scope.places) > 1
+    shown = min(statistics.holm([effect.p for effect in test.effects]))
+    against = min(statistics.holm([effect.opposite for effect in test.effects]))
+    return paired and max(shown, against) <= claim.level
+
+
+def _at(effect: Effect) -> str:
+    return f"{effect.planned.mean:+.2f} at {effect.what}" if effect.planned else effect.what
+
+
+def _said(claim: Claim, scope: "Scope") -> str:
+    """The sentence of a claim; where the study has one noise rate it does not speak of every rate."""
+    return claim.text.replace("every noise rate", _name(scope.places[0])) if len(scope.places) == 1 else claim.text
 
 
 def _undecided(outcome: TestResult) -> str:
@@ -125,17 +196,18 @@ def _undecided(outcome: TestResult) -> str:
     n = outcome.weakest.planned.n if outcome.weakest.planned else 0
     if n < FEWEST:
         return ("no seed was planned", "n = 1: no interval", "n = 2: descriptive")[n]
-    both = f"p = {outcome.p:.2g}, opposite {outcome.opposite:.2g}"
-    return f"neither is shown ({both}): the interval is wide, {outcome.weakest.what}"
+    return f"neither is shown (opposite: p = {outcome.opposite:.2g}): {outcome.weakest.what}"
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What of a study a claim is about: rows, their cells, noise types and rates; what of it the study lacks."""
+    """What of a study a claim is about: rows, their cells, noise types and rates; what of it the study lacks. Places
+    without noise are kept apart, except where the claim names them or is about the trend."""
 
     rows: tuple[str, ...]
     cells: list[Cell]
     places: list[Place]
+    clean: list[Place]
     lacking: str
 
 
@@ -145,6 +217,10 @@ def _scope(claim: Claim, cells: Iterable[Cell]) -> Scope:
     own = [cell for cell in cells if cell["row"] in rows and claim.noise_type in (None, cell["noise_type"])]
     places = sorted({(cell["noise_type"], cell["noise"]) for cell in own})
     places = [place for place in places if claim.noise is None or place[1] in claim.noise]
+    clean = [(kind, noise) for kind, noise in places if not noise and kind.partition(":")[0] not in OWN_RATE]
+    if claim.noise is not None or claim.kind == "grows" or len(clean) == len(places):
+        clean = []
+    places = [place for place in places if place not in clean]
     there, lacking = {cell["row"] for cell in own}, ""
     if missing := [row for row in rows if row not in there]:
         lacking = f"rows missing: {', '.join(missing)}"
@@ -154,7 +230,7 @@ def _scope(claim: Claim, cells: Iterable[Cell]) -> Scope:
         lacking = "noise rates missing"
     elif claim.kind == "grows" and not _trends(places):
         lacking = "one noise rate: no trend"
-    return Scope(rows, own, places, lacking)
+    return Scope(rows, own, places, clean, lacking)
 
 
 def _rows(claim: Claim, cells: Iterable[Cell]) -> tuple[str, ...]:
@@ -236,10 +312,10 @@ def _some(parts: Sequence[TestResult]) -> TestResult:
     )
 
 
-def _gains(claim: Claim, runs: Runs, a: str, b: str, place: Place) -> dict[int, float]:
-    """By how many points a is better than b, for each seed that both have finished."""
+def _gains(claim: Claim, runs: Runs, a: str, b: str, place: Place, unit: str = "points") -> dict[int, float]:
+    """By how much a is better than b, for each seed that both have finished."""
     ours, theirs = runs.get((a, *place), {}), runs.get((b, *place), {})
-    sign = 100 if claim.direction == "higher" else -100
+    sign = 1 if claim.direction == "higher" else -1
     gains = {}
     for seed in sorted(ours.keys() & theirs.keys()):
         if ours[seed]["labels"] != theirs[seed]["labels"]:
@@ -249,34 +325,66 @@ def _gains(claim: Claim, runs: Runs, a: str, b: str, place: Place) -> dict[int, 
             )
         x, y = ours[seed].get(claim.measure[0]), theirs[seed].get(claim.measure[1])
         if x is not None and y is not None:
-            gains[seed] = round(sign * (x - y), 9)  # what floating point adds is no difference
+            gains[seed] = sign * round(_scaled(x, unit) - _scaled(y, unit), 9)  # floating point adds no difference
     return gains
 
 
+def _scaled(share: float, unit: str) -> float:
+    if unit == "points":
+        return 100 * share
+    return math.log(max(share, LEAST) / max(1 - share, LEAST))
+
+
 def _growth(
-    claim: Claim, runs: Runs, rows: Sequence[str], name: str, places: Sequence[Place], planned: Sequence[int]
+    claim: Claim,
+    runs: Runs,
+    rows: Sequence[str],
+    name: str,
+    places: Sequence[Place],
+    planned: Sequence[int],
+    unit: str = "points",
 ) -> TestResult:
     """The slope of the gain over the rates of one noise type, for each seed."""
-    gains = [_gains(claim, runs, rows[0], rows[1], place) for place in places]
+    gains = [_gains(claim, runs, rows[0], rows[1], place, unit) for place in places]
     seeds = sorted(set.intersection(*map(set, gains)))
     whole = np.array([[gain[seed] for gain in gains] for seed in seeds]).reshape(len(seeds), len(places))
     found = statistics.slopes(whole, [noise for _, noise in places])
     growth = {seed: round(RATE_STEP * float(slope), 9) for seed, slope in zip(seeds, found, strict=True)}
-    return _effect(claim, f"slope over the {len(places)} rates of {name}", growth, planned)
+    what = f"slope over the {len(places)} rates of {name}"
+    return _effect(claim, what, growth, planned, unit=f"{unit} per 10 % noise")
 
 
-def _effect(claim: Claim, what: str, gains: Mapping[int, float], planned: Sequence[int]) -> TestResult:
+def _others(claim: Claim, scope: Scope, planned: Sequence[int]) -> tuple[Effect, ...]:
+    """What a claim of two rows does not test: the effect without noise; of a growing gain the gain at each rate, and
+    its growth in logits, in which a point counts the more the closer it is to 0 or 100 %."""
+    if claim.kind not in ("greater", "not_worse", "equal", "grows"):
+        return ()
+    runs, places = _runs(scope.cells), scope.places if claim.kind == "grows" else scope.clean
+    a, b = scope.rows
+    found = [_effect(claim, _name(place), _gains(claim, runs, a, b, place), planned) for place in places]
+    if claim.kind == "grows":
+        trends = _trends(places)
+        found += [_growth(claim, runs, scope.rows, name, trends[name], planned, "logits") for name in trends]
+    return tuple(result.weakest for result in found)
+
+
+def _effect(
+    claim: Claim, what: str, gains: Mapping[int, float], planned: Sequence[int], unit: str = "points"
+) -> TestResult:
     """One test."""
     values = [gains[seed] for seed in planned if seed in gains]
     missing = tuple(seed for seed in planned if seed not in gains)
     p, opposite = (1.0, 1.0) if missing or len(planned) < FEWEST else _tests(claim, values)
     effect = Effect(
         what,
-        statistics.estimate(values, claim.level) if values else None,
-        statistics.estimate(list(gains.values()), claim.level) if len(gains) > len(values) else None,
+        unit,
+        tuple(gains.items()),
+        statistics.estimate(values, INTERVAL) if values else None,
+        statistics.estimate(list(gains.values()), INTERVAL) if len(gains) > len(values) else None,
         missing,
         p,
         opposite,
+        _flips(claim, values) if len(values) >= FLIPS and not missing else None,
     )
     return TestResult(p, opposite, effect, effect, (effect,))
 
@@ -290,27 +398,56 @@ def _tests(claim: Claim, values: Sequence[float]) -> tuple[float, float]:
     return statistics.greater(values, claim.margin), statistics.less(values, claim.margin)
 
 
-def verdict_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
-    """Verdicts as they are printed, all strings: claim, verdict, effect [interval], n, reason. Where seeds were added
-    later, a second line describes the deciding effect with all of them."""
+def _flips(claim: Claim, values: Sequence[float]) -> float:
+    """p value of what a claim says of one effect, by the sign-flip test."""
+    if claim.kind == "equal":
+        return max(statistics.sign_flip(side, -claim.margin) for side in (values, [-v for v in values]))
+    return statistics.sign_flip(values, -claim.margin if claim.kind == "not_worse" else claim.margin)
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Verdicts as they are printed, all strings. Where seeds were added later, a second line describes the deciding
+    effect with all of them."""
     lines = []
-    for verdict in verdicts:
-        claim, deciding = verdict.claim, verdict.deciding
+    holm = f"p (Holm, {len(verdicts)} claims)"
+    for number, verdict in enumerate(verdicts, 1):
+        deciding = verdict.deciding
         known = f" (oracle: {', '.join(verdict.oracle)})" if verdict.oracle else ""
         numbers = sorted({effect.planned.n if effect.planned else 0 for effect in verdict.effects})
         n = " to ".join(str(number) for number in dict.fromkeys([*numbers[:1], *numbers[-1:]]))
-        lines.append([claim.text + known, verdict.verdict, _text(claim, deciding.planned if deciding else None), n])
-        lines[-1].append(verdict.reason)
+        p = verdict.opposite if verdict.verdict == "contradicted" else verdict.p
+        shown = ("", "") if p == 1 else (f"{p:.2g}", f"{verdict.adjusted:.2g}")
+        effect = _text(deciding, deciding.planned) if deciding else ""
+        lines.append([str(number), verdict.text + known, verdict.name, effect, n, *shown, verdict.reason])
         if deciding and deciding.later:
             added = deciding.later.n - (deciding.planned.n if deciding.planned else 0)
             reason = f"{added} of the seeds added later, {deciding.what}: no part of the verdict"
-            lines.append(["", "descriptive", _text(claim, deciding.later), str(deciding.later.n), reason])
-    return pd.DataFrame(lines, columns=["claim", "verdict", "effect [interval]", "n", "reason"])
+            effect = _text(deciding, deciding.later)
+            lines.append(["", "", "descriptive", effect, str(deciding.later.n), "", "", reason])
+    columns = ["no.", "claim", "verdict", "effect [95 % interval]", "n", "p", holm, "reason"]
+    return pd.DataFrame(lines, columns=columns)
 
 
-def _text(claim: Claim, found: Estimate | None) -> str:
+def effect_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Every effect that the claims rest on, with each seed's difference; those that are no part of a test are marked.
+    The sign-flip test has its column where a study has seeds enough."""
+    lines = []
+    for number, verdict in enumerate(verdicts, 1):
+        for effect in (*verdict.effects, *verdict.others):
+            tested = effect in verdict.effects
+            p = ["" if not tested or effect.p == 1 == effect.opposite else f"{effect.p:.2g}"]
+            p.append("" if not tested or effect.flips is None else f"{effect.flips:.2g}")
+            seeds = ", ".join(f"{gain:+.2f}" for _, gain in effect.gains)
+            what = effect.what + ("" if tested else " (described)")
+            lines.append([str(number), what, _text(effect, effect.planned), seeds, *p])
+    columns = ["no.", "where", "effect [95 % interval]", "seeds", "p", "p (sign flips)"]
+    frame = pd.DataFrame(lines, columns=columns)
+    return frame if frame["p (sign flips)"].any() else frame.drop(columns="p (sign flips)")
+
+
+def _text(effect: Effect, found: Estimate | None) -> str:
     """`+8.83 [+8.22, +9.44] points`; one seed has no interval."""
     if found is None:
         return ""
     interval = "" if found.low is None else f" [{found.low:+.2f}, {found.high:+.2f}]"
-    return f"{found.mean:+.2f}{interval} {claim.unit}"
+    return f"{found.mean:+.2f}{interval} {effect.unit}"

@@ -3,7 +3,7 @@
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,21 +17,29 @@ from noisysam.core.files import atomic
 
 @dataclass(frozen=True)
 class Table:
-    """A table of strings, as they are printed. ``links``: (line, column) -> the anchor of the runs behind a number."""
+    """A table of strings, as they are printed. ``links``: (line, column) -> the anchor of the runs behind a number;
+    ``marked``: fields that are printed in bold."""
 
     name: str
     frame: pd.DataFrame
     links: Mapping[tuple[int, int], str] = field(default_factory=dict)
     text: str = ""
+    marked: Collection[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its name and the sentence under it."""
+    """A drawing with its name and the sentence under it. ``detail``: the page shows it, the Markdown only names it."""
 
     name: str
     caption: str
     drawing: Drawing
+    detail: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where its SVG lies in the report's folder."""
+        return f"{'details' if self.detail else 'figures'}/{self.name}.svg"
 
 
 @dataclass(frozen=True)
@@ -47,30 +55,28 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A title, lines of facts, sections."""
+    """A title and sections."""
 
     title: str
-    facts: Sequence[tuple[str, str]]
     sections: Sequence[Section]
 
     def write(self, folder: Path) -> None:
-        """``report.md``, ``report.html`` (opens offline, figures inside), ``tables/*.tex`` and ``figures/*``."""
-        drawn = {figure.name: svg(figure.drawing) for section in self.sections for figure in section.figures}
-        for name, image in drawn.items():
-            write_text(folder / "figures" / f"{name}.svg", image)
+        """``report.md`` with ``figures/*.svg``, ``report.html`` (opens offline, figures inside); for use elsewhere
+        ``details/*.svg``, ``png/*.png`` and ``tables/*.tex``."""
+        drawn = {}
         for section in self.sections:
             for table in section.tables:
-                write_text(folder / "tables" / f"{table.name}.tex", tex(table.frame))
+                write_text(folder / "tables" / f"{table.name}.tex", tex(table.frame, table.marked))
             for figure in section.figures:
-                with atomic(folder / "figures" / f"{figure.name}.png") as temporary:
-                    figure.drawing.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+                drawn[figure.name] = svg(figure.drawing)
+                write_text(folder / figure.path, drawn[figure.name])
+                write_png(folder / "png" / f"{figure.name}.png", figure.drawing)
         write_text(folder / "report.html", self.html(drawn))
         write_text(folder / "report.md", self.markdown())
 
     def markdown(self) -> str:
         """The report in Markdown; figures lie beside it."""
-        facts = "".join(f"- {name}: {_plain(value)}\n" for name, value in self.facts)
-        return "\n".join([f"# {_plain(self.title)}\n", facts, *map(section_markdown, self.sections)]).rstrip() + "\n"
+        return "\n".join([f"# {_plain(self.title)}\n", *map(section_markdown, self.sections)]).rstrip() + "\n"
 
     def html(self, drawn: Mapping[str, str]) -> str:
         """The report as one self-contained page; ``drawn``: figures by name, as SVG."""
@@ -92,34 +98,59 @@ def section_markdown(section: Section) -> str:
         parts.append("\n".join(f"- {_plain(_entry(line)[0])}" for line in section.lines) + "\n")
     for table in section.tables:
         parts += [_plain(table.text) + "\n"] if table.text else []
-        parts.append(markdown(table.frame) + "\n")
-    parts += [f"![{_plain(figure.caption)}](figures/{figure.name}.png)\n" for figure in section.figures]
+        parts.append(markdown(table.frame, table.marked) + "\n")
+    for figure in section.figures:
+        caption = _plain(figure.caption)
+        parts.append(f"In `report.html`: {caption}\n" if figure.detail else f"![{caption}]({figure.path})\n")
     return "\n".join(parts)
 
 
-def markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame, marked: Collection[tuple[int, int]] = ()) -> str:
     """A table in Markdown."""
-    cells = table.map(lambda cell: _plain(str(cell)).replace("|", "\\|"))
+    cells = _mark(table.map(lambda cell: _plain(str(cell)).replace("|", "\\|")), marked, "**{}**")
     cells.columns = [_plain(str(name)).replace("|", "\\|") for name in cells.columns]
     return str(cells.to_markdown(index=False, disable_numparse=True))
 
 
-def tex(table: pd.DataFrame) -> str:
+def tex(table: pd.DataFrame, marked: Collection[tuple[int, int]] = ()) -> str:
     """A table for LaTeX with booktabs; signs that plain LaTeX lacks are spelt out."""
-    text = table.map(lambda cell: " ".join(str(cell).split())).to_latex(index=False, escape=True)
+    text = _mark(table.map(lambda cell: " ".join(str(cell).split())), marked, "BOLD<{}>").to_latex(
+        index=False, escape=True
+    )
+    text = re.sub(r"BOLD<([^<>]*)>", r"\\textbf{\1}", text)
     for sign, command in (("±", r"$\pm$"), ("−", "$-$"), ("–", "--"), ("<", r"\textless{}"), (">", r"\textgreater{}")):
         text = text.replace(sign, command)
     return text
 
 
+def _mark(table: pd.DataFrame, marked: Collection[tuple[int, int]], form: str) -> pd.DataFrame:
+    table = table.astype(object)
+    for line, column in marked:
+        table.iat[line, column] = form.format(table.iat[line, column])
+    return table
+
+
 def svg(drawing: Drawing) -> str:
-    """A figure as SVG, the same bytes for the same figure."""
+    """A figure as SVG, the same bytes for the same figure; without comments and indentation, and with coordinates to a
+    hundredth of a point."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "noisysam"}):
         drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return re.sub(r"<!--.*?-->\n?", "", buffer.getvalue(), flags=re.DOTALL)  # matplotlib notes every text in a comment
+    text = re.sub(r"<!--.*?-->\n?", "", buffer.getvalue(), flags=re.DOTALL)  # matplotlib repeats every text in one
+    text = re.sub(r"^ +", "", text, flags=re.MULTILINE)
+    return re.sub(r"scale\([^)]*\)|-?\d+\.\d{3,}", _shortened, text)
+
+
+def _shortened(number: re.Match[str]) -> str:
+    return number[0] if number[0].startswith("scale") else f"{float(number[0]):.2f}"
+
+
+def write_png(path: Path, drawing: Drawing) -> None:
+    """Write a figure as PNG, the same bytes for the same figure."""
+    with atomic(path) as temporary:
+        drawing.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ lines differ in marker and dash too."""
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
+from noisysam.report.claims import FEWEST, Effect, Verdict
 from noisysam.report.tables import OWN_RATE, Cell, Summary, column_name, finished
 from noisysam.runs import measures
 
@@ -20,6 +22,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
 TOGETHER = len(COLOURS)  # lines in one panel; more can no longer be told apart
+CLAIM = 70  # characters of a claim beside a line
 NAMED = 12  # points in one panel that carry their names; more would cover each other
 
 Curves = Mapping[str, Sequence[dict[str, float | None]]]  # key of a run -> the lines of its epochs
@@ -47,6 +50,39 @@ def accuracy(summaries: Sequence[Summary]) -> Figure:
         panel.set_xlabel(f"{literal(kind)} noise: {'measured flip' if kind in OWN_RATE else 'nominal'} rate (%)")
     panels[0].set_ylabel("test accuracy at the last epoch (%)")
     panels[-1].legend(fontsize="small")
+    return figure
+
+
+def forest(verdicts: Sequence[Verdict]) -> Figure | None:
+    """Each seed's difference, the mean and its interval for every effect of the claims that is in points, a line for
+    each under its claim; None where there is none."""
+    lines: list[tuple[str, Effect | None]] = []
+    for number, verdict in enumerate(verdicts, 1):
+        others = () if verdict.claim.kind == "grows" else verdict.others
+        effects = [e for e in (*verdict.effects, *others) if e.unit == "points" and e.gains]
+        if effects:
+            lines.append((shorten(f"{number}. {verdict.text}", CLAIM, placeholder=" ..."), None))
+            lines += [(shorten(effect.what, CLAIM, placeholder=" ..."), effect) for effect in effects]
+    if not lines:
+        return None
+    figure, (panel,) = panel_grid(1, 1, width=9.0, height=0.9 + 0.24 * len(lines))
+    for y, (_, effect) in enumerate(lines):
+        if effect is None:
+            continue
+        gains = [gain for _, gain in effect.gains]
+        panel.plot(gains, [y] * len(gains), "o", markersize=4, color=COLOURS[0], fillstyle="none", alpha=0.7)
+        if effect.planned is not None:
+            mean, low, high = effect.planned.mean, effect.planned.low, effect.planned.high
+            panel.plot(mean, y, "|", color="black", markersize=9, markeredgewidth=2)
+            if low is not None and high is not None and len(gains) >= FEWEST:
+                panel.plot([low, high], [y, y], color="black", linewidth=1)
+    panel.axvline(0, color="black", linewidth=0.8)
+    panel.set_yticks(range(len(lines)), [literal(name) for name, _ in lines], fontsize="small")
+    for label, (_, effect) in zip(panel.get_yticklabels(), lines, strict=True):
+        label.set_fontweight("normal" if effect else "bold")
+    panel.set_ylim(len(lines) - 0.5, -0.5)
+    panel.grid(axis="y", visible=False)
+    panel.set_xlabel("difference in percentage points")
     return figure
 
 

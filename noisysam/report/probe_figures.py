@@ -1,11 +1,13 @@
-"""Figures of what probes found, of one run or of several side by side. They need no torch.
+"""Figures of what probes measured, of one run or of several side by side. They need no torch.
 
 ``named``: the results of a probe by the name under which a run is shown, in the order of the lines. What is not finite
 is None in a file, and is not drawn.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ import numpy.typing as npt
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from noisysam.report.figures import line_style, literal, panel_grid
+from noisysam.report.document import svg, write_png, write_text
+from noisysam.report.figures import TOGETHER, line_style, literal, panel_grid
 
 Named = Mapping[str, Mapping[str, Any]]
 
@@ -23,6 +26,9 @@ TITLES = {
     "noisy": "training images, labels as given",
     "test": "test images",
 }
+
+
+PLANES = 4  # runs in one figure at most
 
 
 FLOOR = 1e-9  # of a density, as it is drawn
@@ -162,3 +168,53 @@ def quantised(named: Named) -> Figure:
     panels[0].set_ylabel("test accuracy (%)")
     panels[-1].legend(fontsize="small")
     return figure
+
+
+def _has_plane(results: Mapping[str, Any]) -> bool:
+    return "plane" in results
+
+
+def _has_epochs(results: Mapping[str, Any]) -> bool:
+    return len(results["moments"]) > 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn of a probe: ``has`` says whether a result has it; ``most``: runs in one figure."""
+
+    name: str
+    caption: str
+    draw: Callable[[Named], Figure]
+    has: Callable[[Mapping[str, Any]], bool] = bool
+    most: int = TOGETHER
+
+
+PICTURES = {
+    "sharpness": [Picture("density", "Spectral densities of the Hessian.", densities)],
+    "landscape": [
+        Picture("line", "Loss and accuracy along one filter-normalised direction.", lines),
+        Picture("plane", "The loss in the plane of two filter-normalised directions.", planes, _has_plane, PLANES),
+    ],
+    "mechanism": [Picture("epochs", "The same over the epochs of the last stage.", mechanism, _has_epochs)],
+    "quantise": [Picture("bits", "Test accuracy against the bits of a weight.", quantised)],
+}
+
+
+def draw(probe: str, named: Named) -> Iterator[tuple[Picture, Figure, int, int]]:
+    """Each picture of a probe that the results allow: its figure, the number of runs in it, the number that has it."""
+    for picture in PICTURES.get(probe, []):
+        there = {name: results for name, results in named.items() if picture.has(results)}
+        if there:
+            some = dict(list(there.items())[: picture.most])
+            yield picture, picture.draw(some), len(some), len(there)
+
+
+def write(probe: str, named: Named, folder: Path) -> list[Path]:
+    """Draw what a probe measured in some runs, as SVG and PNG in a folder; the paths."""
+    paths = []
+    for picture, figure, _, _ in draw(probe, named):
+        path = folder / f"{probe}-{picture.name}.svg"
+        write_text(path, svg(figure))
+        write_png(path.with_suffix(".png"), figure)
+        paths += [path, path.with_suffix(".png")]
+    return paths

@@ -10,15 +10,12 @@ import pandas as pd
 from noisysam.core.errors import UserError
 from noisysam.report import probe_figures
 from noisysam.report.document import Figure, Section, Table
-from noisysam.report.figures import TOGETHER
-from noisysam.report.tables import Cell, column_name, finished
+from noisysam.report.tables import Cell, column_name, finished, place_name
 from noisysam.runs.record import RunFolder
 
 Results = Mapping[str, Any]
 Found = list[tuple[Cell, Results]]  # runs, and what one probe found in each
 Line = tuple[list[str], str, list[Results]]  # of a table: its first fields, its place, what it is the mean of
-
-PLANES = 4  # in one picture at most
 
 # Columns of the tables -> fields of the results; those in percent are shares of 1.
 CURVATURE = {
@@ -61,7 +58,7 @@ def sections(store: Path, cells: Sequence[Cell], anchors: Mapping[str, str]) -> 
         try:
             contents = RunFolder(store, cell["key"]).probes
         except UserError:
-            broken.append(f"{_place(cell)}, seed {cell['seed']}, run `{cell['key']}`")
+            broken.append(f"{place_name(cell)}, seed {cell['seed']}, run `{cell['key']}`")
             continue
         for content in contents:
             options = ", ".join(f"{name} {value}" for name, value in content["options"].items())
@@ -73,16 +70,16 @@ def sections(store: Path, cells: Sequence[Cell], anchors: Mapping[str, str]) -> 
         for number, (options, found) in enumerate(chosen, 1):
             found.sort(key=lambda one: (one[0]["noise_type"], one[0]["noise"], rows.index(one[0]["row"])))
             name = probe if number == 1 else f"{probe}-{number}"
-            text, tables, figures = show(name, found, anchors)
+            text, tables = show(name, found, anchors)
             statement = "; ".join(dict.fromkeys(results["statement"] for _, results in found))
             said = f"Measured: {statement}. {text} Options: {options}."
-            parts.append(Section(f"Probe: {name}", said, tables=tables, figures=figures))
+            parts.append(Section(f"Probe: {name}", said, tables=tables, figures=_figures(probe, name, found)))
     if broken:
         parts.append(Section("Results of probes that cannot be read", lines=broken))
     return parts
 
 
-Shown = tuple[str, list[Table], list[Figure]]  # text, tables, figures
+Shown = tuple[str, list[Table]]
 
 
 def _sharpness(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
@@ -95,17 +92,11 @@ def _sharpness(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
         " rises within rho: worst case, for each m rows by projected ascent, whose first step is SAM's; average case,"
         " in random directions."
     )
-    drawn = [("density", "Spectral densities of the Hessian.", probe_figures.densities)]
-    return text, [_table(name, ("row", "noise", "images"), lines, CURVATURE, anchors)], _figures(name, found, drawn)
+    return text, [_table(name, ("row", "noise", "images"), lines, CURVATURE, anchors)]
 
 
 def _landscape(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
-    drawn = [("line", "Loss and accuracy along one filter-normalised direction.", probe_figures.lines)]
-    figures = _figures(name, found, drawn)
-    if all("plane" in results for _, results in found):
-        plane = [("plane", "The loss in the plane of two filter-normalised directions.", probe_figures.planes)]
-        figures += _figures(name, found, plane, PLANES)
-    return "Directions are of the same draws in all runs.", [], figures
+    return "All runs share the random draws of their directions.", []
 
 
 def _mechanism(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
@@ -122,9 +113,7 @@ def _mechanism(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
         _table(f"{name}-norms", ("row", "noise"), lines, NORMS, anchors),
         _table(f"{name}-gradients", ("row", "noise"), lines, GRADIENTS, anchors),
     ]
-    moving = [(cell, results) for cell, results in found if len(results["moments"]) > 1]
-    drawn = [("epochs", "The same over the epochs of the last stage.", probe_figures.mechanism)]
-    return text, tables, _figures(name, moving, drawn) if moving else []
+    return text, tables
 
 
 def _quantise(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
@@ -140,8 +129,7 @@ def _quantise(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
     text = (
         f"{MEANS} Accuracy of the full network, rounded to the nearest level, and after ZSAQ's training without data."
     )
-    drawn = [("bits", "Test accuracy against the bits of a weight.", probe_figures.quantised)]
-    return text, [_table(name, ("row", "noise"), lines, columns, anchors)], _figures(name, found, drawn)
+    return text, [_table(name, ("row", "noise"), lines, columns, anchors)]
 
 
 def _flat(results: Results) -> Results:
@@ -157,15 +145,11 @@ SHOWN: dict[str, Callable[[str, Found, Mapping[str, str]], Shown]] = {
 }
 
 
-def _place(cell: Cell) -> str:
-    return f"{cell['row']}, {column_name(cell)}"
-
-
 def _places(found: Found) -> list[tuple[str, list[str], list[Results]]]:
     """For each row and noise: its name, both as the first fields of a line, and the results of its runs."""
     groups: dict[str, tuple[list[str], list[Results]]] = {}
     for cell, results in found:
-        groups.setdefault(_place(cell), ([cell["row"], column_name(cell)], []))[1].append(results)
+        groups.setdefault(place_name(cell), ([cell["row"], column_name(cell)], []))[1].append(results)
     return [(place, leading, group) for place, (leading, group) in groups.items()]
 
 
@@ -196,16 +180,12 @@ def _field(column: str, values: Sequence[float | None]) -> str:
     return text
 
 
-def _figures(
-    name: str,
-    found: Found,
-    drawn: Sequence[tuple[str, str, Callable[[probe_figures.Named], Any]]],
-    most: int = TOGETHER,
-) -> list[Figure]:
-    """Pictures of one run for each row and noise, as many as they can show."""
+def _figures(probe: str, name: str, found: Found) -> list[Figure]:
+    """Figures with one run of each row and noise, as many as they can show."""
     named = {place: group[0] for place, _, group in _places(found)}
-    some = dict(list(named.items())[:most])
-    whose = "One run of each row and noise, the first seed that was probed" + (
-        f"; the first {most} of {len(named)}." if len(named) > most else "."
-    )
-    return [Figure(f"{name}-{kind}", f"{caption} {whose}", draw(some)) for kind, caption, draw in drawn]
+    figures = []
+    for picture, drawing, shown, there in probe_figures.draw(probe, named):
+        rest = f"; the first {shown} of {there}." if shown < there else "."
+        caption = f"{picture.caption} One run of each row and noise, the first seed that was probed{rest}"
+        figures.append(Figure(f"{name}-{picture.name}", caption, drawing, detail=True))
+    return figures

@@ -3,17 +3,19 @@
 A line of the file is one number, in percent, as its source prints it. ``noise_type`` takes the names of the command
 line, or unstated where the source does not say; ``noise`` is the nominal rate (of human labels the measured one), a
 share of 1; ``selection`` one of ``RULES``; ``sd`` and ``n`` the spread and the number of runs where they are known;
-``mark`` verified or doubtful; ``note`` sentences parted by semicolons, of a doubtful number the reason first.
+``mark`` verified, second-hand or doubtful; ``note`` sentences parted by semicolons, of a doubtful or second-hand number
+the reason first.
 """
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from noisysam.core.errors import UserError
-from noisysam.report.tables import column_name, joined, percent
+from noisysam.report.document import Table
+from noisysam.report.tables import Cell, Summary, column_name, joined, percent
 
 Line = dict[str, str]  # a line of the file
 
@@ -24,6 +26,13 @@ RULES = {  # which epoch a number is of; names as in the records
     "last_ten": "the mean of the last ten epochs",
     "last": "the last epoch",
     "unstated": "",
+}
+PREFERRED = ("last", "last_ten", "unstated", "selected", "best")  # rules closest to a study's last epoch first
+ACCURACY = "test accuracy"
+REMARKS = {
+    "sam-table4": "The paper does not say which symmetric noise it means. SGD's 26.2 % at 80 % points to labels that"
+    " are drawn over all classes, the true one included: with that definition F-correction and Reed's bootstrap end at"
+    " 26.2 and 26.8 % (table dividemix-elr); without the true class cross-entropy ends at 17.2 % (table badlabels)."
 }
 NOISES = {
     "symmetric": "uniform over all classes, the true one included",
@@ -49,8 +58,8 @@ def published(table: str) -> pd.DataFrame:
 
 def layout(table: str) -> pd.DataFrame:
     """A table as it is printed, all strings: rows x noise, `92.12 ± 0.35 [2]` with the number of its note. A note on
-    every verified number of a row stands at the row's name. Backbone and noise have their columns where they differ
-    between rows; where there are several stopping rules, each stands behind its row's name."""
+    every number of a row that is not doubtful stands at the row's name. Backbone and noise have their columns where
+    they differ between rows; where there are several stopping rules, each stands behind its row's name."""
     lines = _lines(table)
     shared, numbers = _numbered(lines)
     rows: dict[tuple[str, str], list[Line]] = {}
@@ -72,7 +81,7 @@ def layout(table: str) -> pd.DataFrame:
     columns = dict.fromkeys((column(line) for _, line in order), "")
     printed = []
     for (row, rule), group in rows.items():
-        own = _shared([line for line in group if line["mark"] == "verified"])
+        own = _shared([line for line in group if line["mark"] != "doubtful"])
         entry = {"row": row + f" ({_plain(rule)})" * several["selection"] + marks(own)}
         if several["backbone"]:
             entry["backbone"] = joined(line["backbone"] for line in group)
@@ -86,10 +95,69 @@ def layout(table: str) -> pd.DataFrame:
     return pd.DataFrame(printed)
 
 
+def beside(table: str, cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Table]:
+    """A published table beside a study's means, for the rows and noise rates that both have, and by how many points
+    each row is ahead of the first one. Nothing where fewer than two rows are in both. A row of the study with plain SGD
+    and no method also stands for the published cross-entropy."""
+    plain = {cell["row"] for cell in cells if (cell["method"], cell["opt"]) == ("ce", "sgd")}
+    datasets = {cell["dataset"] for cell in cells}
+    lines = sorted(_lines(table), key=lambda line: PREFERRED.index(line["selection"]), reverse=True)
+    theirs = {
+        (line["row"], kind, float(line["noise"])): float(line["value"])
+        for line in lines
+        for kind in dict.fromkeys(s["noise_type"] for s in summaries)
+        if line["dataset"] in datasets and line["noise_type"] in (kind, "unstated") and line["measure"] == ACCURACY
+    }
+    rows = {line["row"] for line in lines}
+    found: dict[str, dict[tuple[str, float], tuple[float, float]]] = {}
+    for s in summaries:
+        place = (s["noise_type"], s["noise"])
+        name = next(
+            (name for name in [s["row"], *(["Cross-entropy"] if s["row"] in plain else [])] if name in rows), ""
+        )
+        if s["mean"] is not None and (name, *place) in theirs:
+            found.setdefault(s["row"], {})[place] = (theirs[name, *place], 100 * s["mean"])
+    if len(found) < 2:
+        return []
+    first = next(iter(found))
+    gains = {
+        f"{row} over {first}": {
+            place: (paper - found[first][place][0], here - found[first][place][1])
+            for place, (paper, here) in own.items()
+            if place in found[first]
+        }
+        for row, own in found.items()
+        if row != first
+    }
+    return [
+        Table(f"{table}-beside", _beside(found, ".1f"), text="Test accuracy (%) in the paper and here:"),
+        Table(f"{table}-gains", _beside(gains, "+.1f"), text="Gains in points in the paper and here:"),
+    ]
+
+
+def _beside(rows: Mapping[str, Mapping[tuple[str, float], tuple[float, float]]], form: str) -> pd.DataFrame:
+    """Two columns for each noise: the paper's number, and the one here."""
+    places = sorted({place for own in rows.values() for place in own})
+    lines = []
+    for row, own in rows.items():
+        line = {"row": row}
+        for place in places:
+            name = column_name({"noise_type": place[0], "noise": place[1]})
+            paper, here = own.get(place, (None, None))
+            line[f"{name}, paper"] = "" if paper is None else format(paper, form)
+            line[f"{name}, here"] = "" if here is None else format(here, form)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
 def notes(table: str) -> list[str]:
     """The notes of a table: first those on all of it, then the numbered ones of ``layout``, `[1] doubtful: ...`."""
     shared, numbers = _numbered(_lines(table))
-    return [*shared, *(f"[{number}] {note}" for note, number in numbers.items())]
+    return [
+        *([REMARKS[table]] if table in REMARKS else []),
+        *shared,
+        *(f"[{number}] {note}" for note, number in numbers.items()),
+    ]
 
 
 def title(table: str) -> str:
@@ -139,8 +207,8 @@ def _lines(table: str) -> list[Line]:
 
 
 def _notes(line: Line) -> list[str]:
-    doubt = "doubtful: " if line["mark"] == "doubtful" else ""
-    return (doubt + line["note"]).split("; ") if line["note"] else []
+    mark = "" if line["mark"] == "verified" else f"{line['mark']}: "
+    return (mark + line["note"]).split("; ") if line["note"] else []
 
 
 def _shared(lines: Sequence[Line]) -> list[str]:

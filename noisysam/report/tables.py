@@ -3,19 +3,23 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from noisysam.core.errors import UserError
+from noisysam.report.statistics import share_interval
 from noisysam.runs.record import RunFolder, load_study
 
 Cell = dict[str, Any]  # one run of a study, flat: where it stands in the table, how it was made, every figure
 Summary = dict[str, Any]  # one field of a table: row, column, mean and standard deviation over seeds
 
 OWN_RATE = ("human", "file")  # noise types that bring their own rate
-LEVEL = 0.95  # of intervals
+COVERAGE = 0.95  # of intervals
+OFTEN = 10  # evaluations in a run from which on one of its epochs may be picked
+PICKED = ("selected", "best")  # results at an epoch that was picked
+INTERVALS = 5  # seeds from which a mean has an interval; fewer are shown one by one
 RECIPE = (  # settings that a report prints, and that `results.csv` has
     "dataset", "augment", "noise_draw", "base_opt", "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup",
     "batch", "epochs", "eval_every",
@@ -66,6 +70,8 @@ def _variants(plan: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> Cell:
     config, noise = record.get("config", {}), record.get("noise", {})
+    results, environment = record.get("results", {}), record.get("environment", {})
+    sparse = config.get("eval_every", 1) > max(1, config.get("epochs", 1) / OFTEN)
     options, resolved = record.get("optimizer_options", {}), record.get("resolved", {})
     model, cost = record.get("model", {}), record.get("cost", {})
     return {
@@ -91,13 +97,41 @@ def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> C
         "parameters": model.get("parameters"),
         **{name: config.get(name) for name in RECIPE},
         **{name: resolved.get(name) for name in ("precision", "device_name", "threads")},
-        "commit": record.get("environment", {}).get("commit"),
+        **{name: environment.get(name) for name in ("commit", "torch", "cpu", "instruction_set", "numerics")},
+        "machine": _machine(resolved, environment),
+        "sparse": sparse,
         "started": record.get("started"),
         "ended": record.get("ended"),
         "revisions": record.get("revisions", {}),
-        **record.get("results", {}),
+        **(results | dict.fromkeys(PICKED) if sparse else results),
         **cost,
     }
+
+
+def _machine(resolved: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """What of the hardware and of the code decides the bits of a result."""
+    name = (environment.get("cpu") if resolved.get("device") == "cpu" else None) or resolved.get("device_name")
+    numerics = environment.get("numerics")
+    return joined([name, environment.get("instruction_set"), numerics and f"numerics revision {numerics}"])
+
+
+def machines(cells: Iterable[Cell]) -> dict[str, str]:
+    """A letter for each kind of machine that runs of a study were trained on; empty where there is one."""
+    kinds = sorted({cell["machine"] for cell in finished(cells)})
+    return {kind: chr(ord("a") + n) for n, kind in enumerate(kinds)} if len(kinds) > 1 else {}
+
+
+def remark(measure: str, cells: Sequence[Cell], marked: bool) -> str:
+    """What must be said of the table of a measure."""
+    said = ["The best mean of each column is in bold."] if marked else []
+    rows = list(dict.fromkeys(cell["row"] for cell in finished(cells) if cell["sparse"]))
+    if measure in PICKED and rows:
+        said.append(f"Left out, since they were evaluated less often than every tenth of the run: {', '.join(rows)}.")
+    kinds = machines(cells)
+    if kinds:
+        named = "; ".join(f"{letter}: {kind}" for kind, letter in kinds.items())
+        said.append(f"Runs of several kinds of machine, whose arithmetic may differ in the last bits ({named}).")
+    return " ".join(said)
 
 
 def _first_line(error: str | None) -> str | None:
@@ -147,17 +181,23 @@ def column_name(cell: Mapping[str, Any]) -> str:
     return str(cell["noise_type"]) + ("" if own else f" {percent(cell['noise'])} %")
 
 
+def place_name(cell: Mapping[str, Any]) -> str:
+    """Row and noise."""
+    return f"{cell['row']}, {column_name(cell)}"
+
+
 def percent(share: float) -> str:
     """A share of 1 in percent, as short as it can be written."""
     return f"{100 * share:.10g}"
 
 
 def summary_table(cells: Sequence[Cell], measure: str = "last") -> list[Summary]:
-    """One dictionary for each row and column: mean and sample standard deviation (n - 1; None for one seed) of
-    ``measure`` over the finished seeds, half the length of the mean's 95 % t interval (None below three seeds), in the
-    unit of the records (accuracies: shares of 1), and how many seeds there are, failed, or are still missing. Rows in
-    the order of the plan, columns by noise type and rate."""
+    """One dictionary for each row and column: the ``values`` of ``measure`` over the finished seeds, their mean and
+    sample standard deviation (n - 1; None for one seed), from five seeds on the 95 % interval of the mean (``low`` and
+    ``high``; else None), all as shares of 1, and how many seeds there are, failed, or are still missing. Rows in the
+    order of the plan, columns by noise type and rate."""
     groups: dict[tuple[str, str, float], list[Cell]] = {}
+    kinds = machines(cells)
     for cell in cells:
         groups.setdefault((cell["row"], cell["noise_type"], cell["noise"]), []).append(cell)
     rows = list(dict.fromkeys(cell["row"] for cell in cells))
@@ -170,6 +210,7 @@ def summary_table(cells: Sequence[Cell], measure: str = "last") -> list[Summary]
         mean = math.fsum(values) / len(values) if values else None
         n, spread = len(values), math.fsum((v - mean) ** 2 for v in values) if mean is not None else 0.0
         sd = math.sqrt(spread / (n - 1)) if n > 1 else None
+        low, high = share_interval(values, (1 - COVERAGE) / 2) if n >= INTERVALS else (None, None)
         summaries.append(
             {
                 "row": row,
@@ -182,7 +223,10 @@ def summary_table(cells: Sequence[Cell], measure: str = "last") -> list[Summary]
                 "n": n,
                 "mean": mean,
                 "sd": sd,
-                "half": None if sd is None or n < 3 else float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * sd / math.sqrt(n),
+                "low": low,
+                "high": high,
+                "values": values,
+                "machines": "".join(sorted({kinds[cell["machine"]] for cell in done})) if kinds else "",
                 "unmeasured": len(done) - len(values),
                 "failed": failed,
                 "missing": len(group) - len(done) - failed,
@@ -198,8 +242,8 @@ def joined(values: Iterable[Any], none: str = "") -> str:
 
 
 def layout(summaries: Sequence[Summary]) -> pd.DataFrame:
-    """A table as it is printed: rows x noise, in percent, mean ± standard deviation [95 % interval of the mean], with
-    the number of seeds."""
+    """A table as it is printed: rows x noise, in percent, mean ± standard deviation, with the seeds themselves, or from
+    five seeds on the 95 % interval of the mean and the number of seeds."""
     single = len({s["noise_type"] for s in summaries}) == 1 and not any(
         str(s["noise_type"]).partition(":")[0] in OWN_RATE for s in summaries
     )
@@ -219,6 +263,17 @@ def layout(summaries: Sequence[Summary]) -> pd.DataFrame:
     return pd.DataFrame(list(lines.values()))
 
 
+def best(summaries: Sequence[Summary], lowest: bool = False) -> set[tuple[str, str, float]]:
+    """Row, noise type and rate of the best mean in each column that has several; all of them where they are equal."""
+    found = set()
+    for place in columns(summaries):
+        here = [s for s in summaries if (s["noise_type"], s["noise"]) == place and s["mean"] is not None]
+        top = (min if lowest else max)((s["mean"] for s in here), default=None)
+        if len(here) > 1:
+            found |= {(s["row"], *place) for s in here if s["mean"] == top}
+    return found
+
+
 def columns(summaries: Sequence[Summary]) -> list[tuple[str, float]]:
     """The columns of a table in their order: noise type and rate."""
     return sorted({(s["noise_type"], s["noise"]) for s in summaries})
@@ -229,18 +284,23 @@ def _split(own: Mapping[Any, Summary], name: str) -> list[str]:
 
 
 def _field(s: Summary) -> str:
-    """`90.51 ± 0.20 [90.26, 90.76] (n=5)`; what is not there is named."""
+    """`90.51 ± 0.20 (90.37, 90.65)`, from five seeds on `90.51 ± 0.20 [90.26, 90.76] (n=5)`; what is not there is
+    named."""
     lacking = [f"{s[name]} {name}" for name in ("failed", "missing") if s[name]]
     if not s["n"]:
         return "not measured" if s["unmeasured"] else "failed" if s["failed"] else "missing"
     spread = f" ± {100 * s['sd']:.2f}" if s["sd"] is not None else ""
-    if s["half"] is not None:
-        spread += f" [{100 * (s['mean'] - s['half']):.2f}, {100 * (s['mean'] + s['half']):.2f}]"
-    return f"{100 * s['mean']:.2f}{spread} ({', '.join(['n=' + str(s['n']), *lacking])})"
+    said = f"n={s['n']}"
+    if s["low"] is not None:
+        spread += f" [{100 * s['low']:.2f}, {100 * s['high']:.2f}]"
+    elif s["n"] > 1:
+        said = ", ".join(f"{100 * value:.2f}" for value in s["values"])
+    trained = f" {s['machines']}" if s["machines"] else ""
+    return f"{100 * s['mean']:.2f}{spread} ({'; '.join([said, *lacking])}){trained}"
 
 
 def row_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """What each row is and costs: means over its finished runs."""
+    """What each row is and costs: over its finished runs the mean of gradient evaluations, the median of speeds."""
     lines = []
     for row in dict.fromkeys(cell["row"] for cell in cells):
         done = finished(cell for cell in cells if cell["row"] == row)
@@ -252,17 +312,17 @@ def row_table(cells: Sequence[Cell]) -> pd.DataFrame:
                 "rho": joined(cell["rho"] for cell in done),
                 "tag": "" if not done else f"oracle: {reasons}" if reasons else "blind",
                 "epochs": joined(cell["epochs"] for cell in done),
-                "gradient evaluations per image": _mean(done, "gradient_evaluations", ".2f"),
-                "images/s": _mean(done, "images_per_second", ".0f"),
-                "training minutes": _mean(done, "train_seconds", ".1f", 1 / 60),
+                "gradient evaluations per image": _over(done, "gradient_evaluations", ".2f", fmean),
+                "images/s": _over(done, "images_per_second", ".0f", median),
+                "training minutes": _over(done, "train_seconds", ".1f", median, 1 / 60),
             }
         )
     return pd.DataFrame(lines)
 
 
-def _mean(cells: Sequence[Cell], name: str, form: str, scale: float = 1.0) -> str:
+def _over(cells: Sequence[Cell], name: str, form: str, of: Callable[[list[float]], float], scale: float = 1.0) -> str:
     values = [cell[name] for cell in cells if cell.get(name) is not None]
-    return format(scale * math.fsum(values) / len(values), form) if values else ""
+    return format(scale * of(values), form) if values else ""
 
 
 def noise_table(cells: Sequence[Cell]) -> pd.DataFrame:

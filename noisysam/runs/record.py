@@ -92,7 +92,7 @@ class RunFolder:
     def write_confusion(self, counts: npt.NDArray[np.int64]) -> None:
         """Replace confusion.csv."""
         with atomic(self.path / "confusion.csv") as temporary:
-            np.savetxt(temporary, counts, fmt="%d", delimiter=",")
+            temporary.write_text(confusion_text(counts))
 
     @property
     def probes(self) -> list[dict[str, Any]]:
@@ -133,17 +133,27 @@ def _number(text: str | None) -> float | None:
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
+def confusion_text(counts: npt.NDArray[np.int64]) -> str:
+    """The content of confusion.csv."""
+    return "".join(",".join(map(str, row)) + "\n" for row in counts.tolist())
+
+
 def study_path(store: Path, name: str) -> Path:
     """Where a store keeps the plan of a study."""
     return store / "studies" / f"{name}.json"
+
+
+def study_names(store: Path) -> list[str]:
+    """The studies of a store."""
+    return sorted(path.stem for path in (store / "studies").glob("*.json"))
 
 
 def load_study(store: Path, name: str) -> dict[str, Any]:
     """The plan of a study: ``name``, ``file`` (YAML text), ``cells`` [{row, noise, seed, key, config}]."""
     path = study_path(store, name)
     if not path.exists():
-        known = sorted(p.stem for p in (store / "studies").glob("*.json"))
-        raise UserError(f"no study {name!r} in {store} (known: {', '.join(known) or 'none'}); sweep or import it first")
+        known = ", ".join(study_names(store)) or "none"
+        raise UserError(f"no study {name!r} in {store} (known: {known}); sweep or import it first")
     return read_json(path)
 
 

@@ -78,11 +78,6 @@ class Claim(BaseModel):
             raise ValueError(f"{'margin' if self.margin else 'rates'}: grows has none, it is about the slope")
         return self
 
-    @property
-    def unit(self) -> str:
-        """The unit of its effects."""
-        return "points per 10 % noise" if self.kind == "grows" else "points"
-
 
 OURS = [
     Claim(text="SAM is better than SGD at every noise rate", kind="greater", rows=("SAM", "SGD")),

@@ -133,8 +133,9 @@ def send_report(uri: str, study: str, folder: Path, text: str, warn: Warn = _war
         if not runs:
             return False
         client.log_artifact(runs[0], str(folder / "report.html"))
-        for name in ("tables", "figures"):
-            client.log_artifacts(runs[0], str(folder / name), name)
+        for part in (folder / name for name in ("tables", "figures", "details", "png")):
+            if part.exists():
+                client.log_artifacts(runs[0], str(part), part.name)
         client.set_tag(runs[0], "mlflow.note.content", f"The whole report: artifact `report.html`.\n\n{text}"[:NOTE])
         return True
     except Exception as error:

@@ -1,0 +1,108 @@
+"""Sections of a report that follow its verdicts: cost, tuning, learning curves, radii, confusion."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from noisysam.report import figures, robust, tables
+from noisysam.report.document import Figure, Section, Table
+from noisysam.report.tables import Cell, Summary, finished, place_name
+from noisysam.runs.record import RunFolder
+
+EQUAL_COST = 0.05  # rows whose gradient evaluations differ by no more of their number are matched in compute
+MATRICES = 4  # heat maps in a figure at most
+
+
+def shade(summaries: Sequence[Summary]) -> str:
+    """What bars and bands of a figure show, if there are any."""
+    return "; ± standard deviation over seeds" if any(s["sd"] for s in summaries) else ""
+
+
+def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Section:
+    """Accuracy against gradient evaluations."""
+    spent = figures.gradients(cells)
+    rows = sorted(spent, key=lambda row: spent[row])
+    frame = tables.layout(summaries).set_index("row").drop(columns=["m", "rho"])
+    found = [[row, f"{spent[row]:.1f}", *frame.loc[row]] for row in rows]
+    groups: list[list[str]] = []
+    for row in rows:
+        if groups and spent[row] <= (1 + EQUAL_COST) * spent[groups[-1][0]]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return Section(
+        "Cost",
+        "Gradient evaluations per training image in the whole run, all stages and networks, and the last epoch's test"
+        " accuracy (%). Rows of one list are matched in compute (within 5 %).",
+        lines=[f"{spent[group[0]]:.0f}: {', '.join(group)}" for group in groups if len(group) > 1],
+        tables=[Table("cost", pd.DataFrame(found, columns=["row", "gradient evaluations", *frame.columns]))],
+        figures=[
+            Figure("cost", "Test accuracy at the last epoch against gradient evaluations; the line joins the rows that"
+                   " no cheaper row reaches.", figures.cost(cells, summaries))
+        ],
+    )  # fmt: skip
+
+
+def tuning(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
+    """Regret over the rates, the oracle's gain, the price of a wrong rate: what of it the study can say."""
+    found = [
+        ("regret", "Regret: percentage points behind the best row at each rate, with one configuration for all rates"
+         " (the best is known from the test set: descriptive).", robust.regret(summaries)),
+        ("oracle-gap", "Oracle over blind, the same method and optimizer, in percentage points.",
+         robust.oracle_gap(cells, summaries)),
+        ("misspecified", "A wrong noise rate against the right one, in percentage points.",
+         robust.misspecified(cells, summaries)),
+    ]  # fmt: skip
+    there = [Table(name, frame, text=text) for name, text, frame in found if frame is not None]
+    return [Section("Robustness of the recipe", tables=there)] if there else []
+
+
+def curves(cells: Sequence[Cell], epochs: figures.Curves) -> Section:
+    drawn = figures.curves(cells, epochs)
+    bands = ", bands of one standard deviation" if max(Counter(map(place_name, finished(cells))).values()) > 1 else ""
+    caption = (
+        f"Means over seeds{bands}, last stage: test accuracy, wrong labels memorised and recovered, and how well the"
+        " loss tells wrong labels from right ones."
+    )
+    return Section("Learning curves", figures=[Figure(name, caption, drawing) for name, drawing in drawn])
+
+
+def radii(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
+    """A figure for each recipe that the study runs at three radii or more."""
+    recipes: dict[str, dict[str, float]] = {}
+    for cell in finished(cells):
+        if isinstance(cell["rho"], int | float):
+            name = f"{cell['opt']}" + ("" if cell["method"] == "ce" else f", {cell['method']}") + f", m {cell['m']}"
+            recipes.setdefault(name, {})[cell["row"]] = float(cell["rho"])
+    sweeps = {n: rows for n, rows in recipes.items() if len(set(rows.values())) == len(rows) >= 3}
+    if not sweeps:
+        return []
+    radius = {row: rho for rows in sweeps.values() for row, rho in rows.items()}
+    drawing = figures.radii(
+        {name: [s for s in summaries if s["row"] in rows] for name, rows in sweeps.items()},
+        lambda summary: radius[summary["row"]],
+    )
+    caption = f"Test accuracy at the last epoch against the radius{shade(summaries)}."
+    return [Section("Radius", figures=[Figure("radius", caption, drawing)])]
+
+
+def confusions(store: Path, cells: Sequence[Cell]) -> list[Section]:
+    """Test confusion at the last epoch of the first rows at the first noise, first seed, where runs recorded it."""
+    done = finished(cells)
+    first = [c for c in done if (tables.column_name(c), c["seed"]) == (tables.column_name(done[0]), done[0]["seed"])]
+    found: dict[str, Any] = {}
+    for cell in first:
+        counts = RunFolder(store, cell["key"]).confusion
+        if counts is not None and len(found) < MATRICES:
+            found[place_name(cell)] = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    if not found:
+        return []
+    caption = (
+        "Share of the test images of each class (rows) that are taken for each class (columns), last epoch, percent."
+    )
+    drawing = figures.matrices(found, "predicted", "class")
+    return [Section("Confusion", figures=[Figure("confusion", caption, drawing, detail=True)])]
