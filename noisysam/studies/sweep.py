@@ -286,6 +286,6 @@ def tracker_for(
     """What ``fit`` takes to send its record to a tracking store; None where tracking is off."""
     if uri is None:
         return None
-    from noisysam.tracking.tracker import Tracker
+    from noisysam.tracking import Sender
 
-    return lambda folder: Tracker(folder, uri, experiment, parent, row)
+    return lambda folder: Sender(folder, uri, experiment, parent, row)
