@@ -120,7 +120,8 @@ class Sender:
         self.folder, self.uri, self.warn = folder, uri, warn
         self.experiment, self.parent_run_id = experiment, parent_run_id
         self.target = (folder.store.absolute(), folder.key, uri, experiment, parent_run_id, row)
-        self._lost = False
+        self._lost = False  # the worker did not answer in time: nothing is sent before the end of the run
+        self._warned = False
         if uri not in _silent:
             _worker()  # it starts up during the first epoch
 
@@ -132,12 +133,16 @@ class Sender:
         if self._lost or self.uri in _silent:
             return False
         try:
-            worker = _worker()
-            if worker.busy and worker.answer(0, self.warn) is None:
-                return True  # the next request covers this epoch too
+            worker = _workers[0] if _workers and _workers[0].busy else _worker()
+            if worker.busy:
+                answer = worker.answer(0, self.warn)
+                if answer is None:
+                    return True  # the next request covers this epoch too
+                self._warned = answer != (True, True)
             worker.request("track", *self.target, False)
         except (EOFError, OSError):
-            self._lose(f"no answer from {shown(self.uri)} within {REQUEST} s")
+            self._lost = True
+            self._give_up(f"no answer from {shown(self.uri)} within {REQUEST} s")
         return not self._lost
 
     def _finish(self) -> bool:
@@ -152,15 +157,15 @@ class Sender:
         except RunFailed as error:
             if wait >= limit():
                 _silent.add(self.uri)
-            self._lose(str(error))
+            self._give_up(str(error))
             return False
         return bool(found)
 
-    def _lose(self, reason: str) -> None:
+    def _give_up(self, reason: str) -> None:
         _stop()
-        if not self._lost:
+        if not self._warned:
             self.warn(f"tracking of run {self.folder.key} stopped ({reason}): {LATER}")
-        self._lost = True
+        self._warned = True
 
 
 def _ask(name: str, *arguments: Any, wait: float | None, warn: Warn) -> Any:
