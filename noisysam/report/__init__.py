@@ -11,6 +11,7 @@ import pandas as pd
 
 from noisysam.core.errors import UserError
 from noisysam.core.registry import summary
+from noisysam.core.text import csv_cell
 from noisysam.noise.base import NOISE
 from noisysam.report import claims, figures, probes, published, robust, tables
 from noisysam.report.document import Document, Figure, Section, Table, section_markdown, write_text
@@ -313,4 +314,4 @@ def _unfinished(cells: Sequence[Cell]) -> Section:
 
 
 def _csv(lines: Sequence[dict[str, object]]) -> str:
-    return str(pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n"))
+    return str(pd.DataFrame(lines, dtype=object).map(csv_cell).to_csv(index=False, lineterminator="\n"))

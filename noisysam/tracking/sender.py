@@ -134,11 +134,8 @@ class Sender:
             return False
         try:
             worker = _workers[0] if _workers and _workers[0].busy else _worker()
-            if worker.busy:
-                answer = worker.answer(0, self.warn)
-                if answer is None:
-                    return True  # the next request covers this epoch too
-                self._warned = answer != (True, True)
+            if worker.busy and worker.answer(0, self._say) is None:
+                return True  # the next request covers this epoch too
             worker.request("track", *self.target, False)
         except (EOFError, OSError):
             self._lost = True
@@ -153,7 +150,7 @@ class Sender:
             return False
         wait = limit() if record.get("status") in ("finished", "failed") else min(limit(), STOPPING)
         try:
-            found = _ask("track", *self.target, True, wait=wait, warn=self.warn)
+            found = _ask("track", *self.target, True, wait=wait, warn=self._say)
         except RunFailed as error:
             if wait >= limit():
                 _silent.add(self.uri)
@@ -163,8 +160,11 @@ class Sender:
 
     def _give_up(self, reason: str) -> None:
         _stop()
+        self._say(f"tracking of run {self.folder.key} stopped ({reason}): {LATER}")
+
+    def _say(self, message: str) -> None:
         if not self._warned:
-            self.warn(f"tracking of run {self.folder.key} stopped ({reason}): {LATER}")
+            self.warn(message)
         self._warned = True
 
 

@@ -22,8 +22,8 @@ def sent(folder: RunFolder, experiment: str | None = None) -> dict[str, Any]:
         home = _checked(read_json(folder.path / NAME))
     except UserError:
         home = {}
-    given = home.pop("shared", None)
-    shared = {name: _checked(state) for name, state in given.items()} if isinstance(given, dict) else {}
+    given = _checked(home.pop("shared", None))
+    shared = {name: _checked(state) for name, state in given.items() if _checked(state)} if given else {}
     if experiment is not None and home.get("experiment") != experiment:
         return shared.get(experiment, {})
     return {**home, "shared": shared} if shared else home

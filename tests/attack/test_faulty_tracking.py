@@ -201,14 +201,14 @@ def command(uri: str, *more: str) -> list[str]:
 def test_sigterm_ends_a_run_within_seconds(tmp_path: Path) -> None:
     with serving("drip", tmp_path / "requests") as uri:
         run = subprocess.Popen(
-            command(uri, "--epochs", "100000"),
+            command(uri, "--epochs", "100000", "--compile", "off"),
             cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         until(lambda: "/api/" in (tmp_path / "requests").read_text(), 120)
         began = time.monotonic()
         run.terminate()
-        _, err = run.communicate(timeout=30)
-    assert time.monotonic() - began < 12
+        _, err = run.communicate(timeout=60)
+    assert time.monotonic() - began < 25, "two seconds for the store, and the end of a process on a busy machine"
     assert run.returncode == 130
     assert err.splitlines()[-1] == "noisysam: stopped; the last whole epoch is saved: the same command resumes"
     (record,) = tmp_path.glob("runs/*/record.json")
