@@ -259,12 +259,6 @@ class TrainCell:
         began = 0 if record is None else int(record.get("resolved", {}).get("threads", 0))
         return began or self.threads or 1
 
-    def checkpoint(self, cell: Cell, dataset: Dataset | None = None) -> Any:
-        """For submitit, when a job is preempted: the same call again, which resumes the run."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self, cell, dataset)
-
 
 def _no_space(error: BaseException | None) -> bool:
     """Whether a full disk is what led to an error."""
