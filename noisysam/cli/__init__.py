@@ -16,22 +16,35 @@ import click
 from noisysam.cli import labels, runs, studies, tools  # noqa: F401  (they register their commands)
 from noisysam.cli.base import cli
 from noisysam.core.errors import RunFailed, UserError
+from noisysam.core.text import printable
 
 
 def _warn(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
     """Print user warnings as one line and hide all others."""
     if issubclass(category, UserWarning):
-        click.echo(f"noisysam: warning: {str(message).splitlines()[0]}", err=True)
+        click.echo(f"noisysam: warning: {printable(str(message)).splitlines()[0]}", err=True)
 
 
-def _stop(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt("stopped after the last complete epoch; the same command resumes")
+def _stop(number: int, _: Any) -> NoReturn:
+    """Raise KeyboardInterrupt; a second signal ends the process at once."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _stop_at_once)
+    raise KeyboardInterrupt(*[STOPPED] * (number == signal.SIGTERM))
+
+
+def _stop_at_once(*_: Any) -> NoReturn:
+    os.write(2, f"\nnoisysam: {STOPPED}\n".encode())  # not through a buffer that may be in use
+    os._exit(130)
+
+
+STOPPED = "stopped after the last complete epoch; the same command resumes"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line. Every error is printed as one line on stderr."""
     warnings.showwarning = _warn
-    signal.signal(signal.SIGTERM, _stop)  # a scheduler's request to stop is handled like Ctrl-C
+    for each in (signal.SIGINT, signal.SIGTERM):  # a scheduler's request to stop is handled like Ctrl-C
+        signal.signal(each, _stop)
     sys.exit(_run(arguments))
 
 
@@ -61,5 +74,5 @@ def _run(arguments: Iterable[str] | None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"noisysam: {message.splitlines()[0] if message else 'failed'}", err=True)
+    click.echo(f"noisysam: {next(iter(printable(message).splitlines()), 'failed')}", err=True)
     return code

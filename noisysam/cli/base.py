@@ -1,12 +1,20 @@
 """The command group, and options that several commands share."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from noisysam import __version__
-from noisysam.core.errors import RunFailed
+
+LIMIT = "NOISYSAM_TRACK_TIMEOUT"  # read by the processes that train: those of Ray and SLURM inherit it
+
+
+def _set_limit(_: click.Context, __: click.Parameter, seconds: float | None) -> None:
+    if seconds is not None:
+        os.environ[LIMIT] = str(seconds)
+
 
 store_option = click.option(
     "--store", type=click.Path(path_type=Path), default=Path("runs"), envvar="NOISYSAM_STORE", show_default=True,
@@ -15,7 +23,12 @@ store_option = click.option(
 tracking_options = [
     click.option("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"),
     click.option("--no-track", is_flag=True, help="do not use MLflow"),
-]
+    click.option(
+        "--track-timeout", type=click.FloatRange(0), envvar=LIMIT, expose_value=False,
+        callback=_set_limit,
+        help="seconds to wait for MLflow at the end  [default: 30]",
+    ),
+]  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
 
 
@@ -38,17 +51,10 @@ def cli() -> None:
     """
 
 
-def store_uri(tracking_uri: str | None, no_track: bool, experiment: str) -> str | None:
-    """Open the tracking store (create or migrate it) before anything starts; None if tracking is off. If the store
-    cannot be reached, a warning is printed and training continues."""
+def store_uri(tracking_uri: str | None, no_track: bool) -> str | None:
+    """The address of the tracking store; None if tracking is off. It is opened in a process of its own."""
     if no_track:
         return None
     from noisysam import tracking
-    from noisysam.training.progress import note
 
-    uri = tracking.default_uri(tracking_uri)
-    try:
-        tracking.open_store(uri, experiment)
-    except RunFailed as error:
-        note(f"noisysam: warning: {error}; training continues; `noisysam track --sync` sends the record later")
-    return uri
+    return tracking.default_uri(tracking_uri)

@@ -42,7 +42,7 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
             for name, value in preset.unpublished.items():
                 note(f"  {name}: {value}")
         display = Display(config, device.type == "cpu", " ".join(["noisysam", *map(shlex.quote, sys.argv[1:])]))
-        uri = store_uri(tracking_uri, no_track, experiment)
+        uri = store_uri(tracking_uri, no_track)
         try:
             result = fit(
                 config, store=store, tracker=tracker_for(uri, experiment), progress=display, processes=processes
@@ -163,6 +163,6 @@ def probe(
     if not no_track:
         from noisysam import tracking
 
-        tracking.sync_store(store, tracking.default_uri(tracking_uri), keys=found)
+        tracking.sync_store(store, tracking.default_uri(tracking_uri), keys=found, wait=tracking.limit())
     if as_json:
         click.echo(json.dumps(found))

@@ -28,7 +28,7 @@ def demo(store: Path, tracking_uri: str | None, no_track: bool, jobs: int, repor
     path = bundled("demo")
     cells = plans.plan(path)
     plans.save(path, cells, store)
-    uri = store_uri(tracking_uri, no_track, "demo")
+    uri = store_uri(tracking_uri, no_track)
     # one thread: 8x8 images do not gain from more, and on a busy machine two threads can be twenty times slower
     with closing(choice.choose(None, store.absolute(), jobs, cpus=1)) as engine:
         _raise_failed(_train("demo", cells, store.absolute(), engine, uri))
@@ -128,11 +128,11 @@ def sweep(
     deadline = None if limit is None else time.time() + 60 * limit
     with closing(choice.choose(how.pop("engine"), store, **how)) as engine:
         if searched is not None:
-            uri = store_uri(tracking_uri, no_track, f"{path.stem}-search")
+            uri = store_uri(tracking_uri, no_track)
             _search(path, cells, store, engine, uri, searched, trials, deadline)
             return
         plans.save(path, plan, store)
-        uri = store_uri(tracking_uri, no_track, path.stem)
+        uri = store_uri(tracking_uri, no_track)
         done = _train(path.stem, cells, store, engine, uri, study_file.read(path).retries, retry_failed, deadline)
     _raise_failed(done)
     if done.left:
@@ -219,10 +219,12 @@ def _parent(uri: str | None, name: str) -> str | None:
     if uri is None:
         return None
     from noisysam import tracking
+    from noisysam.training.progress import note
 
     try:
         return tracking.open_study(uri, name)
-    except RunFailed:
+    except (RunFailed, UserError) as error:
+        note(f"noisysam: warning: {error}; `noisysam track --sync` sends the records later")
         return None
 
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from noisysam.core.errors import UserError
 from noisysam.core.files import file_digest
+from noisysam.core.text import one_line
 
 _loaded: dict[str, Path] = {}  # digest -> file
 
 
 def load(path: Path) -> str:
-    """Run a Python file once, so that what it registers is known; its SHA-256 is part of the key of a run.
+    """Run a Python file once, which registers its components; returns its SHA-256, which is part of the key of a run.
 
-    ``UserError`` where it is missing, or where it fails.
+    ``UserError`` if it is missing or fails, or if it ends the program.
     """
     if not path.is_file():
         raise UserError(f"--plugin {path}: there is no such file")
@@ -28,8 +29,8 @@ def load(path: Path) -> str:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         del sys.modules[name]
-        raise UserError(f"--plugin {path}: {type(error).__name__}: {error}".splitlines()[0]) from error
+        raise UserError(f"--plugin {path}: {type(error).__name__}: {one_line(error)}") from error
     _loaded[digest] = path
     return digest

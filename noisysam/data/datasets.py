@@ -1,12 +1,13 @@
-"""Datasets as uint8 tensors, read from local files (or downloaded once), checked, and identified by a digest."""
+"""Data sets as uint8 tensors: read from local files or downloaded once, checked, and identified by a digest."""
 
 import contextlib
 import hashlib
+import math
 import os
 import socket
 import sys
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from noisysam.core.errors import UserError
@@ -23,11 +25,15 @@ from noisysam.core.registry import Registry
 if TYPE_CHECKING:  # noise models and reports do without torch, whose import takes a second
     from torch import Tensor
 from noisysam.core.text import one_line
+from noisysam.core.untrusted import check_file
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer before the network counts as dead
+DOWNLOAD_TIMEOUT = 10.0  # seconds to wait for an answer of a server
+
+
+DEFLATE = 1032  # bytes that one compressed byte can stand for at most
 
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -85,7 +91,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over names, types, shapes and values of the four arrays, however they were stored."""
+        """SHA-256 (hex) of names, types, shapes and values of the four arrays; independent of the file format."""
         sha = hashlib.sha256()
         for key in ARRAYS:
             array: NDArray[Any] = getattr(self, key).numpy()
@@ -94,16 +100,19 @@ class Dataset:
         return sha.hexdigest()
 
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel over the training images, pixels scaled to 0..1."""
+        """Mean and standard deviation of each channel over the training images, pixels scaled to 0..1; 1 as the
+        deviation of a constant channel."""
         import torch
 
         levels = torch.arange(256, dtype=torch.float64) / 255
         means, stds = [], []
         for channel in self.train_images.unbind(-1):
-            share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()  # no long float sums
+            share = (
+                torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+            )  # exact: no sum over all pixels
             mean = (share * levels).sum()
             means.append(mean.item())
-            stds.append((share * (levels - mean) ** 2).sum().sqrt().item())
+            stds.append((share * (levels - mean) ** 2).sum().sqrt().item() or 1.0)
         return tuple(means), tuple(stds)
 
 
@@ -111,7 +120,7 @@ DATASETS: Registry[Callable[[Path | None], Dataset]] = Registry("dataset")
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
-    """The data set ``name`` (a registered name, or ``npz:FILE``); ``UserError`` where it is missing or faulty."""
+    """Return the data set ``name`` (a registered name, or ``npz:FILE``); ``UserError`` if it is missing or invalid."""
     kind, colon, file = name.partition(":")
     if colon and kind == "npz":
         return load_npz(Path(file))
@@ -133,7 +142,7 @@ def cifar100(data_dir: Path | None = None) -> Dataset:
 
 @DATASETS.register("digits", source="scikit-learn load_digits: Alpaydin & Kaynak 1998, UCI optical digits, test part")
 def digits(data_dir: Path | None = None) -> Dataset:
-    """Handwritten digits, 1,348 + 449 grey images of 8x8 pixels; comes with scikit-learn, needs no download."""
+    """Handwritten digits, 1,348 + 449 grey images of 8x8 pixels; part of scikit-learn, no download."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -145,7 +154,7 @@ def digits(data_dir: Path | None = None) -> Dataset:
 
 
 def load_npz(path: Path) -> Dataset:
-    """Own data from an ``.npz`` with the arrays of ``ARRAYS`` and, optionally, ``class_names``.
+    """Read own data from an ``.npz`` file with the arrays ``ARRAYS`` and, optionally, ``class_names``.
 
     Images are uint8 (n, H, H, C) with C of 1 or 3; labels are integers from 0 to K-1, each in the training set. Without
     ``class_names`` K is the largest training label plus one.
@@ -161,30 +170,49 @@ def load_npz(path: Path) -> Dataset:
 
 
 def data_folder(data_dir: Path | None = None) -> Path:
-    """Where data sets lie: ``data_dir``, else the environment's NOISYSAM_DATA_DIR, else ./data."""
+    """The folder of the data sets: ``data_dir``, else the environment variable NOISYSAM_DATA_DIR, else ./data."""
     return data_dir or Path(os.environ.get("NOISYSAM_DATA_DIR") or "data")
 
 
 def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
-    """The named arrays of an ``.npz`` file, never unpickling; ``UserError`` where anything about the file is wrong."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
+    """The named arrays of an ``.npz`` file. Nothing is unpickled, and no memory is taken for an array that the file
+    cannot hold. ``UserError`` if anything about the file is wrong."""
+    check_file(path)
     try:
         if not zipfile.is_zipfile(path):
             raise UserError(f"{path}: not an .npz file, or cut short")
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in required if key not in archive.files]
+        with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
+            warnings.simplefilter("ignore")  # numpy's, of headers of other versions
+            names = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            missing = [key for key in required if key not in names]
             if missing:
-                found = ", ".join(archive.files) or "nothing"
+                found = ", ".join(names) or "nothing"
                 raise UserError(f"{path}: lacks {', '.join(missing)} (it holds {found})")
-            wanted = [key for key in (*required, *optional) if key in archive.files]
-            arrays = {key: archive[key] for key in wanted}
-    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            return {key: _member(archive, names[key], path) for key in (*required, *optional) if key in names}
+    except UserError:
+        raise
+    except Exception as error:  # of zipfile, zlib, numpy, and of the parser that reads headers
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
-    for key, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # numpy hands back the bytes of a member that is not an .npy file
-            raise UserError(f"{path}: {key} is not an array")
-    return arrays
+
+
+def _member(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any]:
+    """One array of an ``.npz`` file, after comparing its header with the size of the member."""
+    info = archive.getinfo(name)
+    if not name.endswith(".npy"):
+        raise UserError(f"{path}: {name} is not an array")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UserError(f"{path}: {name} is compressed in a way that numpy does not write")
+    with archive.open(info) as file:
+        version = npy.read_magic(file)
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+        if read_header is None:
+            raise UserError(f"{path}: {name} has version {version} of the format: 1.0 and 2.0 are read")
+        shape, _, dtype = read_header(file)
+        size = math.prod(shape) * dtype.itemsize
+        if size > min(info.file_size, info.compress_size * DEFLATE):
+            raise UserError(f"{path}: {name} claims to be {dtype} {shape}: more than the file holds")
+    with archive.open(info) as file:
+        return npy.read_array(file, allow_pickle=False)
 
 
 def checked_labels(labels: NDArray[Any], where: str, n: int, classes: int | None = None) -> NDArray[np.int64]:
@@ -233,7 +261,7 @@ def _checked(
     classes = given or int(present[-1]) + 1
     if classes < 2:
         raise UserError(f"{where}: train_labels hold one class: two are needed")
-    if len(present) < classes:  # the first position that breaks the run 0, 1, 2, ... is the first absent class
+    if len(present) < classes:  # the first class that is not at its place in 0, 1, 2, ... is absent
         gaps = np.flatnonzero(present != np.arange(len(present)))
         absent = int(gaps[0]) if len(gaps) else len(present)
         raise UserError(f"{where}: train_labels hold no sample of class {absent}, of {classes} classes")
@@ -262,7 +290,7 @@ def _cifar(
     superclasses: tuple[int, ...] | None,
     data_dir: Path | None,
 ) -> Dataset:
-    """From ``<name>.npz``, else torchvision's folder, else downloaded into the data folder."""
+    """Read ``<name>.npz`` or torchvision's folder; download the data if there is neither."""
     folder = data_folder(data_dir)
     npz = folder / f"{name}.npz"
     if npz.exists():
@@ -286,11 +314,11 @@ def _cifar(
 
 
 def _torchvision(folder: Path, dataset: str, download: bool) -> dict[str, NDArray[Any]]:
-    """The four arrays from torchvision's copy in ``folder``, which torchvision checks against its MD5 sums."""
+    """The four arrays from torchvision's copy in ``folder``; torchvision verifies its MD5 sums."""
     import torchvision.datasets
 
     arrays = {}
-    with _short_timeout(), contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout
+    with _short_timeout(), contextlib.redirect_stdout(sys.stderr):  # stdout is for results
         for split, train in (("train", True), ("test", False)):
             part = getattr(torchvision.datasets, dataset)(folder, train=train, download=download)
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = part.data, np.asarray(part.targets)
@@ -299,7 +327,7 @@ def _torchvision(folder: Path, dataset: str, download: bool) -> dict[str, NDArra
 
 @contextlib.contextmanager
 def _short_timeout() -> Iterator[None]:
-    """A socket timeout for code that sets none of its own, so that a dead network is noticed."""
+    """Set the default timeout of sockets, for code that sets none itself."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:

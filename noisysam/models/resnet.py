@@ -91,6 +91,9 @@ class Architecture:
 MODELS: Registry[Architecture] = Registry("model")
 
 
+LARGEST, PARAMETERS = 2**20, 10**9  # limits on channels of a layer and on parameters; 10^9 take 4 GB in float32
+
+
 def _initialise(network: ResNet, norm: str) -> None:
     """Draw every convolution from the Kaiming normal by fan-out (arXiv 1502.01852, section 2.2); biases are zero.
 
@@ -129,7 +132,14 @@ def build(
         raise UserError(f"width is {width}: give a positive factor for the channel counts, such as 0.5")
 
     def scale(count: int) -> int:
+        if count * width > LARGEST:
+            raise UserError(f"--width {width:g}: {name} would have more than {LARGEST:,} channels in a layer")
         return max(2, round(count * width / GROUPS)) * GROUPS if norm == "group" else max(1, round(count * width))
+
+    with torch.device("meta"):  # shapes alone: nothing is allocated
+        count = sum(p.numel() for p in architecture(classes, channels, scale, norm).parameters())
+    if count > PARAMETERS:
+        raise UserError(f"--width {width:g}: {name} would have {count:,} parameters, more than {PARAMETERS:,}")
 
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed CUDA too

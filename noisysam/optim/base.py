@@ -46,7 +46,9 @@ class Options(BaseModel):
 class Radius(Options):
     """Options of the optimizers with a perturbation radius. Below a certain radius, precision ``auto`` is float32."""
 
-    rho: float = Field(0.1, ge=0, allow_inf_nan=False, description="radius of the perturbation (L2, over all weights)")
+    rho: float = Field(
+        0.1, ge=0, le=1e6, allow_inf_nan=False, description="radius of the perturbation (L2, over all weights)"
+    )
 
 
 class Chunked(Radius):

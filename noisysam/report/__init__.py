@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from noisysam.core.errors import UserError
+from noisysam.core.text import csv_cell
 from noisysam.report import claims, facts, figures, probes, published, sections, sentences, tables
 from noisysam.report.claims import Verdict
 from noisysam.report.document import Document, Figure, Section, Table, section_markdown, write_text
@@ -156,4 +157,4 @@ def _unfinished(cells: Sequence[Cell]) -> Section:
 
 
 def _csv(lines: Sequence[dict[str, object]]) -> str:
-    return str(pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n"))
+    return str(pd.DataFrame(lines, dtype=object).map(csv_cell).to_csv(index=False, lineterminator="\n"))

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure as Drawing
 
 from noisysam.core.files import atomic
+from noisysam.core.text import inert, printable
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Document:
         )  # fmt: skip
         environment.filters["inline"] = _inline
         images = {name: Markup(image[image.index("<svg") :]) for name, image in drawn.items()}
-        return environment.get_template("page.html").render(document=self, images=images, entry=_entry)
+        return printable(environment.get_template("page.html").render(document=self, images=images, entry=_entry))
 
 
 def section_markdown(section: Section) -> str:
@@ -114,7 +115,7 @@ def markdown(table: pd.DataFrame, marked: Collection[tuple[int, int]] = ()) -> s
 
 def tex(table: pd.DataFrame, marked: Collection[tuple[int, int]] = ()) -> str:
     """A table for LaTeX with booktabs; signs that plain LaTeX lacks are spelt out."""
-    text = _mark(table.map(lambda cell: " ".join(str(cell).split())), marked, "BOLD<{}>").to_latex(
+    text = _mark(table.map(lambda cell: printable(" ".join(str(cell).split()))), marked, "BOLD<{}>").to_latex(
         index=False, escape=True
     )
     text = re.sub(r"BOLD<([^<>]*)>", r"\\textbf{\1}", text)
@@ -165,7 +166,7 @@ def _entry(line: str | tuple[str, str]) -> tuple[str, str]:
 
 def _plain(text: str) -> str:
     """One line of Markdown that holds no HTML."""
-    return " ".join(text.split(" ")).replace("\n", " ").replace("<", "&lt;")
+    return inert(" ".join(text.split(" ")))
 
 
 def _inline(text: str) -> Markup:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from noisysam.core import plugins
 from noisysam.core.errors import UserError
+from noisysam.core.untrusted import unusable
 from noisysam.core.validation import explain
 from noisysam.runs.presets import PRESETS
 
@@ -73,10 +74,12 @@ class RunConfig(BaseModel):
     rho: float | Literal["paper"] | None = Field(
         None, description="radius of the perturbation (default: the member's; sam 0.1); paper: 0.05 from 80 % noise on"
     )
-    sam_m: Annotated[int, Field(ge=1)] | Literal["batch"] | None = Field(
+    sam_m: Annotated[int, Field(ge=1, le=2**20)] | Literal["batch"] | None = Field(
         None, description="rows that share one perturbation (default 32), or batch"
     )
-    ascent_steps: int | None = Field(None, ge=1, description="steps of ascent that make the perturbation (default 1)")
+    ascent_steps: int | None = Field(
+        None, ge=1, le=1000, description="steps of ascent that make the perturbation (default 1)"
+    )
     sync_perturbation: bool = Field(
         False, description="over several processes (torchrun): one perturbation for all of them, with --sam-m batch"
     )
@@ -94,8 +97,10 @@ class RunConfig(BaseModel):
     clip: float | None = Field(None, gt=0, description="largest global gradient norm (default: none)")
     schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="learning rate over the steps")
     warmup: float = Field(0.0, ge=0, description="epochs of linear warm-up")
-    batch: int = Field(128, ge=1, description="images per step; the incomplete last batch of an epoch is dropped")
-    epochs: int = Field(200, ge=1, description="epochs of each stage")
+    batch: int = Field(
+        128, ge=1, le=2**20, description="images per step; the incomplete last batch of an epoch is dropped"
+    )
+    epochs: int = Field(200, ge=1, le=10**6, description="epochs of each stage")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weight average that is evaluated (0: off)")
     seed: int = Field(0, ge=0, description="seed of initialisation, order, augmentation")
 
@@ -118,6 +123,9 @@ class RunConfig(BaseModel):
     def _fill(cls, values: Any) -> Any:
         """Put the preset below the given values; make defaults that hang on another field explicit."""
         values = {k: v for k, v in dict(values).items() if v is not None}
+        for name, value in values.items():
+            if (reason := unusable(value)) is not None:
+                raise ValueError(f"--{name.replace('_', '-')}: {reason}")
         if "plugin" in values:
             plugins.load(Path(values["plugin"]))
         name = values.get("preset")

@@ -8,6 +8,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from noisysam.core.errors import UserError
+from noisysam.core.text import one_line
+from noisysam.core.untrusted import check_file, unusable
 from noisysam.core.validation import explain
 
 Values = dict[str, Any]
@@ -42,6 +44,12 @@ class StudyFile(BaseModel):
 
 
 # reading
+
+
+LARGEST = 2**18  # bytes of a study file
+
+
+NESTED, ITEMS, DIGITS = 20, 20_000, 400  # limits of a study file: depth, values with aliases, digits of a number
 
 
 class Lines(dict[Place, tuple[Path, int]]):
@@ -112,19 +120,24 @@ def _above(values: Values, below: Values, deep: bool) -> Values:
 
 def _parse(path: Path) -> tuple[Values, Lines]:
     """One YAML file: its content, and where everything stands."""
+    check_file(path, LARGEST)
     try:
-        loader = yaml.SafeLoader(path.read_text())
+        text = path.read_text(encoding="utf-8")
+        _check_depth(text)
+        loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is not None:
+            _check_size(root)
             _refuse_twice(root, set())
         content = None if root is None else loader.construct_document(root)
         lines = Lines({place: (path, line) for place, line in _places(loader, root)})
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # the others: of numbers, dates and keys
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+        problem = getattr(error, "problem", None) or one_line(error)
+        raise UserError(f"{path}{where}: not valid YAML ({problem})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping with base, grid, rows and seeds was expected")
     for name in content:
@@ -133,8 +146,45 @@ def _parse(path: Path) -> tuple[Values, Lines]:
     return content, lines
 
 
+def _check_depth(text: str) -> None:
+    """Refuse deep nesting before PyYAML recurses into it."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > NESTED:
+            raise yaml.MarkedYAMLError(None, None, f"nested more than {NESTED} deep", event.start_mark)  # type: ignore[arg-type]
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Refuse a document that its aliases make very large or infinite, and scalars that cannot be used, before anything
+    is constructed."""
+    sizes: dict[int, int] = {}
+    above: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in above:
+            raise yaml.MarkedYAMLError(None, None, "an alias within what it stands for", node.start_mark)
+        if id(node) not in sizes:
+            above.add(id(node))
+            if isinstance(node, yaml.ScalarNode):
+                reason = unusable(node.value.replace("\n", " ").replace("\t", " "))
+                if reason is None and len(node.value) > DIGITS and not node.tag.endswith(":str"):
+                    reason = f"a number of more than {DIGITS} digits"
+                if reason is not None:
+                    raise yaml.MarkedYAMLError(None, None, reason, node.start_mark)
+            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+            inner = [part for item in parts for part in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = 1 + sum(map(size, inner))
+            above.discard(id(node))
+        if sizes[id(node)] > ITEMS:
+            raise yaml.MarkedYAMLError(None, None, f"more than {ITEMS:,} values", node.start_mark)
+        return sizes[id(node)]
+
+    size(root)
+
+
 def _refuse_twice(node: yaml.Node, seen: set[int]) -> None:
-    """Of a key that is given twice YAML would silently keep the last."""
+    """Refuse keys that are given twice: YAML would keep the last one."""
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -142,10 +192,12 @@ def _refuse_twice(node: yaml.Node, seen: set[int]) -> None:
         for item in node.value:
             _refuse_twice(item, seen)
     elif isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value]
-        for number, (key, value) in enumerate(node.value):
-            if key.value in keys[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+        keys: set[Any] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                keys.add(key.value)
             _refuse_twice(value, seen)
 
 

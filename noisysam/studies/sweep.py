@@ -259,12 +259,6 @@ class TrainCell:
         began = 0 if record is None else int(record.get("resolved", {}).get("threads", 0))
         return began or self.threads or 1
 
-    def checkpoint(self, cell: Cell, dataset: Dataset | None = None) -> Any:
-        """For submitit, when a job is preempted: the same call again, which resumes the run."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self, cell, dataset)
-
 
 def _no_space(error: BaseException | None) -> bool:
     """Whether a full disk is what led to an error."""
@@ -286,6 +280,6 @@ def tracker_for(
     """What ``fit`` takes to send its record to a tracking store; None where tracking is off."""
     if uri is None:
         return None
-    from noisysam.tracking.tracker import Tracker
+    from noisysam.tracking import Sender
 
-    return lambda folder: Tracker(folder, uri, experiment, parent, row)
+    return lambda folder: Sender(folder, uri, experiment, parent, row)

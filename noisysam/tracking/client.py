@@ -2,10 +2,8 @@
 
 import contextlib
 import fcntl
-import os
-import re
-import warnings
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,76 +12,80 @@ from mlflow.exceptions import MlflowException
 
 from noisysam.core.errors import RunFailed, UserError
 from noisysam.tracking import pages
+from noisysam.tracking.address import Warn, default_uri, shown, sqlite_path
 
-EXPERIMENT = "noisysam"
+__all__ = ["default_uri", "exists", "locked", "one_line", "open_store", "reach", "shown", "sqlite_path"]
 
-
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # the pages then show training runs first
-
-
-Warn = Callable[[str], None]
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages then show training runs first
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
-
-
-def default_uri(given: str | None = None) -> str:
-    """The store's address: ``given``, else MLFLOW_TRACKING_URI, else mlflow.db in the working directory. SQLite files
-    get absolute paths, so that workers with another working directory find them."""
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    path = sqlite_path(uri)
-    return uri if path is None else f"sqlite:///{path}"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite store; None for other stores."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+LOCK_WAIT = 30.0  # seconds to wait for another process that opens the same SQLite file
 
 
 def open_store(uri: str, experiment: str) -> str:
-    """The id of ``experiment``, created where it is new, in a store that is created and migrated where it is not.
+    """Return the id of ``experiment``. The store and the experiment are created, and the store is migrated, if needed.
 
-    The parent of a sweep calls this before its workers start: several processes must not migrate one database at the
-    same time. An SQLite store keeps its artifacts in ``mlartifacts`` beside it. Raises ``UserError`` where the
-    experiment was deleted and ``RunFailed`` where the store cannot be used.
+    A lock keeps several processes from migrating an SQLite store at the same time. Its artifacts lie in
+    ``mlartifacts`` beside it. Raises ``UserError`` if the experiment was deleted, ``RunFailed`` if the store cannot be
+    used.
     """
     path = sqlite_path(uri)
     try:
-        with _locked(path):
+        with locked(path):
             client = MlflowClient(tracking_uri=uri)
             found = client.get_experiment_by_name(experiment)
             wanted = KIND | pages.tags()
             if found is None:
                 place = None if path is None else (path.parent / "mlartifacts" / quote(experiment, " ")).as_uri()
                 try:
-                    return str(client.create_experiment(experiment, artifact_location=place, tags=wanted))
+                    created = client.create_experiment(experiment, artifact_location=place, tags=wanted)
+                    return identifier(created)
                 except MlflowException:  # another machine may have created it in the meantime
                     found = client.get_experiment_by_name(experiment)
                     if found is None:
                         raise
+            if found.name != experiment:
+                raise RunFailed("it does not answer as MLflow does")
             for name in wanted.items() - found.tags.items():
                 client.set_experiment_tag(found.experiment_id, *name)
+            if found.lifecycle_stage != "deleted":
+                return identifier(found.experiment_id)
     except Exception as error:  # sqlalchemy, requests and mlflow each raise their own
-        raise RunFailed(f"MLflow store {shown(uri)} cannot be used: {_one_line(error)}") from error
-    if found.lifecycle_stage != "active":
-        raise UserError(f"MLflow experiment {experiment!r} was deleted: restore it, or give --experiment another name")
-    return str(found.experiment_id)
+        raise RunFailed(f"MLflow store {shown(uri)} cannot be used: {one_line(error)}") from error
+    raise UserError(f"MLflow experiment {experiment!r} was deleted: restore it, or give --experiment another name")
+
+
+def identifier(value: object) -> str:
+    """An identifier that the store gave; ``RunFailed`` if it is empty, as it is in an answer ``{}``."""
+    if not value:
+        raise RunFailed("it does not answer as MLflow does")
+    return str(value)
 
 
 @contextlib.contextmanager
-def _locked(path: Path | None) -> Iterator[None]:
-    """Hold the lock beside an SQLite file; does nothing for other stores."""
+def locked(path: Path | None) -> Iterator[None]:
+    """Hold the lock file beside an SQLite file; does nothing for other stores. ``RunFailed`` if another process holds
+    it for too long."""
     if path is None:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    lock = path.with_name(path.name + ".lock")
+    deadline = time.monotonic() + LOCK_WAIT
+    with lock.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise RunFailed(f"another process has held {lock} for {LOCK_WAIT:g} s") from None
+                time.sleep(0.05)
         yield
 
 
-def _reach(uri: str, experiment: str, warn: Warn) -> bool:
+def reach(uri: str, experiment: str, warn: Warn) -> bool:
+    """Whether the store and the experiment can be used; ``warn`` gets the reason if not."""
     try:
         open_store(uri, experiment)
     except (RunFailed, UserError) as error:
@@ -92,8 +94,8 @@ def _reach(uri: str, experiment: str, warn: Warn) -> bool:
     return True
 
 
-def _exists(client: MlflowClient, run_id: str) -> bool:
-    """Whether the store knows the run. One that was deleted in MLflow's pages counts: it is not brought back."""
+def exists(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store has the run. A run that was deleted in MLflow's pages exists: it is not sent again."""
     try:
         client.get_run(run_id)
     except MlflowException as error:
@@ -103,11 +105,7 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
     return True
 
 
-def shown(text: str) -> str:
-    """Text whose addresses lack the name and password that they may carry."""
-    return re.sub(r"//[^/@]*@", "//", text)
-
-
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's message, without credentials, or the exception's type if it has none."""
     lines = shown(str(error)).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,6 +1,6 @@
-"""What MLflow's pages show of an experiment without set-up: columns, order and groups, as views that a link opens.
+"""Views of an experiment in MLflow's pages: columns, order and groups, opened by a link.
 
-MLflow keeps a shared view of its run list as a tag of the experiment; the pages read it by the key in their address.
+MLflow stores a shared view of its run list as a tag of the experiment, and a page names the view in its address.
 """
 
 import json
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from noisysam.core.files import read_json
 from noisysam.runs import measures
 from noisysam.runs.record import RunFolder
+from noisysam.tracking.state import sent
 
 TAG = "mlflow.sharedViewState."
 
@@ -43,7 +43,7 @@ SEEN: dict[str, Any] = {
 BY_ROW = [{"mode": "tag", "groupByData": "noisysam.row"}, {"mode": "param", "groupByData": "noise"}]
 
 
-# the charts to begin with, of dozens; the field that holds this search shows the rest once it is cleared
+# the charts shown at first; clearing the search field shows all of them
 CHARTS = tuple(measure.column or f"final_{measure.name}" for measure in measures.shown("charts"))
 
 
@@ -63,7 +63,7 @@ def tags() -> dict[str, str]:
 
 
 def pages(experiment_id: str) -> dict[str, str]:
-    """The addresses, from the server's root on: every run in a line, and charts of the means over seeds."""
+    """The addresses of two pages, relative to the server's root: a table of runs, and charts of means over seeds."""
     runs = f"/#/experiments/{experiment_id}/runs?viewStateShareKey="
     return {"runs": f"{runs}runs", "charts by row and noise rate": f"{runs}rows&compareRunsMode=CHART"}
 
@@ -75,10 +75,12 @@ def side_by_side(experiment_ids: Sequence[str], run_ids: Sequence[str]) -> str:
 
 
 def comparison(folders: Sequence[RunFolder]) -> str | None:
-    """The address, from the server's root on, of MLflow's page that compares these runs; None where one of them is not
-    there, or they are in several stores."""
-    states = [read_json(path) if (path := folder.path / "tracking.json").exists() else {} for folder in folders]
-    if len({state.get("uri") for state in states}) > 1 or not all(state.get("experiment_id") for state in states):
+    """The address, relative to the server's root, of MLflow's page that compares these runs; None if one of them was
+    not sent, or they are in several stores."""
+    states = [sent(folder) for folder in folders]
+    if len({state.get("uri") for state in states}) > 1 or not all(
+        state.get("experiment_id") and state.get("run_id") for state in states
+    ):
         return None
     experiments = dict.fromkeys(state["experiment_id"] for state in states)
     return side_by_side(list(experiments), [state["run_id"] for state in states])

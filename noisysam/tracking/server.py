@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 
 from noisysam.core.errors import UserError
 from noisysam.tracking import pages as mlflow_pages
-from noisysam.tracking.client import shown, sqlite_path
+from noisysam.tracking.address import shown, sqlite_path
 
-PATIENCE = 60  # seconds that the server may take to answer
+PATIENCE = 60  # seconds to wait for the server before the browser is not opened
 
 
 def serve(
@@ -26,10 +26,10 @@ def serve(
     browser: bool = False,
     say: Callable[[str], object] = print,
 ) -> int:
-    """Serve the pages of an SQLite or other database store until interrupted; the server's exit code.
+    """Serve the pages of an SQLite or other database store until interrupted; returns the server's exit code.
 
-    ``say`` gets the addresses of the pages of ``study`` (None: the experiment that changed last); with ``browser`` the
-    first of them is opened once the server answers, where there is a display.
+    ``say`` gets the addresses of the pages of ``study`` (None: the experiment that changed last). With ``browser`` the
+    first of them is opened when the server answers, if there is a display.
     """
     if uri.startswith("http"):
         raise UserError(f"{shown(uri)} is a server already: open it in a browser")
@@ -55,8 +55,8 @@ def serve(
 
 
 def pages(uri: str, study: str | None = None) -> dict[str, str]:
-    """What there is to see of a study, or of the experiment that changed last: title -> address from the root on.
-    ``UserError`` where the store has no such study."""
+    """The pages of a study, or of the experiment that changed last: title -> address relative to the server's root.
+    ``UserError`` if the store has no such study."""
     client = MlflowClient(tracking_uri=uri)
     if study is None:
         newest = client.search_experiments(order_by=["last_update_time DESC"], filter_string="name != 'Default'")[:1]
@@ -70,13 +70,13 @@ def pages(uri: str, study: str | None = None) -> dict[str, str]:
 
 
 def _has_display() -> bool:
-    """Not over a bare terminal, where a browser of text could take it over."""
+    """Whether there is a display: on a text terminal, a text browser would take over the terminal."""
     return sys.platform in ("darwin", "win32") or any(os.environ.get(d) for d in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _open(root: str, address: str) -> None:
-    """Open a page once the server answers."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is this machine
+    """Open a page when the server answers."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy: the server is on this machine
     deadline = time.time() + PATIENCE
     while time.time() < deadline:
         try:

@@ -1,7 +1,7 @@
-"""Runs in MLflow: what a run's folder holds, sent to a tracking store. This module and ``ui`` alone import mlflow.
+"""Send the record of a run to a tracking store of MLflow.
 
-The folder is the truth and the store a copy of it. Each sending first asks the store what it has, so a sending that
-was cut off, at whatever point, is completed and nothing is stored twice.
+The run's folder is the original and the store a copy of it. A transfer first asks the store what it has, so one that
+was interrupted at any point is completed by the next, and nothing is stored twice.
 """
 
 import contextlib
@@ -14,29 +14,32 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-from noisysam.core.files import file_digest, read_json, write_json
+from noisysam.core.errors import UserError
+from noisysam.core.files import read_json, write_json
 from noisysam.runs.record import RunFolder
-from noisysam.tracking.client import Warn, _exists, _one_line, _warn, open_store, shown
+from noisysam.tracking.address import Warn, to_warnings
+from noisysam.tracking.client import exists, identifier, one_line, open_store
+from noisysam.tracking.state import NAME, complete, is_complete, sent
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # anything else at the end of a run: KILLED
 
 
-# Limits of MLflow: of one batch, of a parameter's value, of a data set's digest, of a tag.
+# Limits of MLflow: metrics and parameters of one batch, lengths of a parameter's value, a data set's digest and a tag.
 METRICS, PARAMS, VALUE, DIGEST, NOTE = 1000, 100, 6000, 36, 5000
 
 
-SEQUENCE = "stage"  # a column of epochs.csv that every line has: its history says which epochs the store holds
+SEQUENCE = "stage"  # a column that every line of epochs.csv has: its history tells which epochs the store has
 
 
-UNSENT = {"epoch", "time", "log_seconds"}  # step, timestamp, and what is known only after the sending
+UNSENT = {"epoch", "time", "log_seconds"}  # sent as step and timestamp; known only after the transfer
 
 
 class Tracker:
-    """Sends the record of one run to a store, as far as it is not there yet.
+    """Sends those parts of a run's record that a store does not have yet.
 
-    A store that fails never stops a run: ``warn`` gets one line, and nothing more is tried until the end of the run.
-    ``parent_run_id`` is the MLflow run under which this one is shown, ``row`` its row in a study (else the one that
-    the store's studies give it).
+    Errors of the store are not raised: ``warn`` gets one line, and nothing is sent before the end of the run.
+    ``parent_run_id`` is the parent of this run in MLflow, ``row`` its row in a study (default: taken from the studies
+    in the folder of records).
     """
 
     def __init__(
@@ -46,28 +49,28 @@ class Tracker:
         experiment: str,
         parent_run_id: str | None = None,
         row: str | None = None,
-        warn: Warn = _warn,
+        warn: Warn = to_warnings,
     ) -> None:
         self.folder, self.uri, self.experiment = folder, uri, experiment
         self.parent_run_id, self.row, self.warn = parent_run_id, row, warn
         self._client: MlflowClient | None = None  # None until the run is found or created
         self._run_id = self._experiment_id = ""
-        self._steps: set[int] = set()  # the epochs that the store holds
+        self._steps: set[int] = set()  # the epochs that the store has
         self._away = False
 
     def sync(self, final: bool = False) -> bool:
-        """Send what is new; ``final``: the results, the artifacts and the status too. False where that failed."""
+        """Send new epochs; with ``final``, also results, artifacts and status. Returns whether that succeeded."""
         if self._away and not final:
             return False
         try:
             self._send(final)
-        except Exception as error:  # whatever happens here must not end a training
+        except Exception as error:  # tracking must not end a run
             if not self._away:
-                later = "the record is on disk, `noisysam track --sync` sends it later"
-                self.warn(f"tracking of run {self.folder.key} stopped ({_one_line(error)}): {later}")
+                later = "the record is on disk; `noisysam track --sync` sends it later"
+                self.warn(f"tracking of run {self.folder.key} stopped ({one_line(error)}): {later}")
             self._away = True
             with contextlib.suppress(Exception):
-                if not _sent(self.folder, self.experiment):  # nothing arrived yet: keep where it belongs
+                if not sent(self.folder, self.experiment):  # keep the experiment for a later transfer
                     self._note({}, 0, done=False)
             return False
         self._away = False
@@ -75,32 +78,26 @@ class Tracker:
 
     @property
     def done(self) -> bool:
-        """Whether all that the folder holds now was sent to this store and experiment."""
-        sent = _sent(self.folder, self.experiment)
-        return self._state(self.folder.record or {}, len(self.folder.epochs)).items() <= sent.items()
-
-    def _state(self, record: Mapping[str, Any], epochs: int, done: bool = True) -> dict[str, Any]:
-        """What tracking.json says once this much was sent (beside the run's id)."""
-        facts: dict[str, Any] = {"status": record.get("status"), "ended": record.get("ended"), "epochs_sent": epochs}
-        facts |= _probed(self.folder)
-        parent = {} if self.parent_run_id is None else {"parent": self.parent_run_id}
-        return {"uri": shown(self.uri), "experiment": self.experiment, **parent, **facts, "done": done}
+        """Whether everything in the folder was sent to this store and experiment."""
+        return is_complete(self.folder, self.uri, self.experiment, self.parent_run_id)
 
     def _send(self, final: bool) -> bool:
-        """Send; False where there was nothing to send."""
+        """Send; False if there was nothing to send."""
         record, lines = self.folder.record, self.folder.epochs
         if record is None:
             return False
         if self._client is None:
-            # first: a client migrates too, without the lock
+            # before a client is made, which would migrate the store without the lock
             self._experiment_id = open_store(self.uri, self.experiment)
             client = MlflowClient(tracking_uri=self.uri)
-            if final and self.done and _exists(client, _sent(self.folder, self.experiment)["run_id"]):
+            if final and self.done and exists(client, sent(self.folder, self.experiment).get("run_id", "")):
                 return False
             self._run_id, self._steps = self._attach(client, self._experiment_id, record)
             self._client = client
         new = [step for step in range(len(lines)) if step not in self._steps]
-        batch = METRICS // max(1, *map(len, lines)) if lines else 1  # whole epochs: a batch is stored or it is not
+        batch = (
+            METRICS // max(1, *map(len, lines)) if lines else 1
+        )  # whole epochs: a batch is stored completely or not at all
         for start in range(0, len(new), batch):
             steps = new[start : start + batch]
             metrics = [metric for step in steps for metric in _epoch_metrics(lines[step], step)]
@@ -112,27 +109,28 @@ class Tracker:
         return True
 
     def _note(self, record: Mapping[str, Any], epochs: int, done: bool) -> None:
-        home, earlier = _sent(self.folder), _sent(self.folder, self.experiment)
-        state = {**self._state(record, epochs, done), "run_id": self._run_id, "experiment_id": self._experiment_id}
-        if "parent" in earlier:  # whoever sends a record later need not know it
+        home, earlier = sent(self.folder), sent(self.folder, self.experiment)
+        state = complete(self.folder, self.uri, self.experiment, record, epochs, self.parent_run_id) | {"done": done}
+        state |= {"run_id": self._run_id, "experiment_id": self._experiment_id}
+        if "parent" in earlier:  # a later transfer need not know it
             state = {"parent": earlier["parent"], **state}
         if home.get("experiment", self.experiment) != self.experiment:
             state = {**home, "shared": {**home.get("shared", {}), self.experiment: state}}
         elif "shared" in home:
             state["shared"] = home["shared"]
-        write_json(self.folder.path / "tracking.json", state)
+        write_json(self.folder.path / NAME, state)
 
     def _attach(self, client: MlflowClient, experiment_id: str, record: Mapping[str, Any]) -> tuple[str, set[int]]:
-        """The run of this key, created where there is none, with what is known at its start; the steps it has."""
+        """Find or create the MLflow run of this key and send what is known at its start; returns the steps it has."""
         tags = {name: value for name, value in self._tags(record).items() if value is not None}
         found = client.search_runs([experiment_id], f"tags.`noisysam.key` = '{self.folder.key}'", max_results=1)
         run = found[0] if found else client.create_run(experiment_id, _milliseconds(record["started"]), tags=tags)
-        run_id = str(run.info.run_id)
-        # MLflow refuses a second value, and a resumed run may have other unkeyed ones (where its data lie, ...).
+        run_id = identifier(run.info.run_id)
+        # MLflow refuses to change a parameter, and unkeyed ones (such as data_dir) may differ after a resume
         params = [Param(k, v) for k, v in _parameters(record).items() if k not in run.data.params]
         for start in range(0, len(params), PARAMS):
             client.log_batch(run_id, params=params[start : start + PARAMS])
-        client.log_inputs(run_id, datasets=[self._dataset(record)])  # MLflow keeps one of each name and digest
+        client.log_inputs(run_id, datasets=[self._dataset(record)])  # MLflow ignores one that it has
         if not found:
             return run_id, set()
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
@@ -140,11 +138,7 @@ class Tracker:
         return run_id, {metric.step for metric in client.get_metric_history(run_id, SEQUENCE)}
 
     def _tags(self, record: Mapping[str, Any]) -> dict[str, str | None]:
-        rows = {}  # the run's row in each study of the store that has it
-        for path in sorted((self.folder.store / "studies").glob("*.json")):
-            for cell in read_json(path)["cells"]:
-                if cell["key"] == self.folder.key:
-                    rows[path.stem] = str(cell["row"])
+        rows = _rows(self.folder)
         return {
             "mlflow.runName": record["name"],
             "mlflow.parentRunId": self.parent_run_id,
@@ -159,7 +153,7 @@ class Tracker:
         }
 
     def _dataset(self, record: Mapping[str, Any]) -> DatasetInput:
-        """The data set with these labels: its facts and the place of the label file, not its content."""
+        """The data set with its noisy labels: name, digest, noise rate and path of the label file."""
         noise = record["noise"]
         labels = self.folder.store / "labels" / f"{noise['digest'][:16]}.npz"
         dataset = Dataset(
@@ -172,7 +166,7 @@ class Tracker:
         return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
 
     def _finish(self, client: MlflowClient, record: Mapping[str, Any]) -> None:
-        ended = _milliseconds(record["ended"]) if record["ended"] else None  # none: it was killed
+        ended = _milliseconds(record["ended"]) if record["ended"] else None  # None: the run was killed
         if record["status"] == "finished":
             values = {**record["results"], **record["cost"]}
             metrics = [Metric(f"final_{k}", _finite(v), ended, 0) for k, v in values.items() if v is not None]
@@ -187,25 +181,17 @@ class Tracker:
         client.set_terminated(self._run_id, STATUS.get(record["status"], "KILLED"), ended)
 
 
-def _sent(folder: RunFolder, experiment: str | None = None) -> dict[str, Any]:
-    """What tracking.json says: of the first experiment that the run was sent to, with the others under ``shared``; or
-    of ``experiment`` alone."""
-    path = folder.path / "tracking.json"
-    home = read_json(path) if path.exists() else {}
-    if experiment is None or home.get("experiment") == experiment:
-        return home
-    shared: dict[str, Any] = home.get("shared", {}).get(experiment, {})
-    return shared
-
-
-def _probed(folder: RunFolder) -> dict[str, Any]:
-    """What tracking.json says of the results of probes: a digest of each."""
-    found = {path.stem: file_digest(path)[:16] for path in sorted((folder.path / "probes").glob("*.json"))}
-    return {"probes": found} if found else {}
+def _rows(folder: RunFolder) -> dict[str, str]:
+    """The run's row in each study of the store. Studies that cannot be read are skipped: a report names them."""
+    rows: dict[str, str] = {}
+    for path in sorted((folder.store / "studies").glob("*.json")):
+        with contextlib.suppress(UserError, KeyError, TypeError):
+            rows.update((path.stem, str(c["row"])) for c in read_json(path)["cells"] if c["key"] == folder.key)
+    return rows
 
 
 def _probe_metrics(folder: RunFolder) -> Iterator[Metric]:
-    """The figures of probes; looked at anew, a network has new ones, which count from the file's time on."""
+    """The scalars of probes, with the time of their file: those of a repeated probe become the current values."""
     for path in sorted((folder.path / "probes").glob("*.json")):
         for name, value in read_json(path).get("scalars", {}).items():
             yield Metric(f"probe/{path.stem}.{name}", _finite(value), round(path.stat().st_mtime * 1000), 0)
@@ -224,14 +210,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _epoch_metrics(line: Mapping[str, float | None], step: int) -> list[Metric]:
-    """The values of one epoch. Their time is the epoch's own, so that sending them again adds nothing."""
+    """The metrics of one epoch, with the time of the epoch, so that sending them again changes nothing."""
     time = round((line["time"] or 0) * 1000)
     values = {name: value for name, value in line.items() if name not in UNSENT and value is not None}
     return [Metric(name, _finite(value), time, step) for name, value in values.items()]
 
 
 def _finite(value: float) -> float:
-    """Infinities as nan, which MLflow stores as such; it would turn infinities into very large numbers."""
+    """Replace infinities by nan, since MLflow stores infinities as very large numbers."""
     return float(value) if math.isfinite(value) else math.nan
 
 

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from noisysam.core.text import printable
 from noisysam.runs.config import RunConfig
 from noisysam.runs.measures import MEASURE
 
@@ -28,7 +29,7 @@ TEST_IMAGES = 12_000  # of CIFAR, with some training images, looked at after eac
 
 def note(text: str) -> None:
     """One line on stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def duration(seconds: float) -> str:

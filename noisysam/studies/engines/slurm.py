@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from noisysam.core.errors import UserError
+from noisysam.core.files import read_json, write_json
 from noisysam.core.text import one_line
-from noisysam.studies.engines.base import CellOutcome, Job, Outcomes
+from noisysam.data.datasets import Dataset
+from noisysam.studies.engines.base import CellOutcome, Job, Outcomes, State
 from noisysam.studies.engines.ray import LOOK
 from noisysam.studies.plan import Cell
 
@@ -33,6 +35,39 @@ QUEUE = 30.0  # seconds between two looks at SLURM's queue
 
 
 MINUTES = 24 * 60  # of a job, where --slurm time does not say
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A job that writes its outcome as JSON to ``folder``: submitit's results are pickles, which are not read."""
+
+    job: Job
+    folder: Path
+
+    def __call__(self, cell: Cell, dataset: Dataset | None = None) -> None:
+        outcome = self.job(cell, dataset)
+        write_json(self.path(cell), {"state": outcome.state, "error": outcome.error})
+
+    def path(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.key}.json"
+
+    def checkpoint(self, cell: Cell, dataset: Dataset | None = None) -> Any:
+        """For submitit, when a job is preempted: the same call again, which resumes the run."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, cell, dataset)
+
+    def outcome(self, cell: Cell, log: Path) -> CellOutcome:
+        """The outcome of a job that has ended; ``log``: its output."""
+        try:
+            content = read_json(self.path(cell))
+        except UserError:
+            return CellOutcome(cell, "failed", f"its job ended without a result: see {log}")
+        state: Any = content.get("state")
+        error = content.get("error")
+        if state not in get_args(State) or not isinstance(error, str | None):
+            return CellOutcome(cell, "failed", f"its job left a damaged result: see {self.path(cell)}")
+        return CellOutcome(cell, state, error)
 
 
 @dataclass
@@ -91,9 +126,12 @@ class Slurm:
     def _array(self, executor: Any, job: Job, todo: Sequence[Cell]) -> Outcomes:
         from submitit.core.utils import FailedJobError
 
+        recorded = Recorded(job, self.folder)
+        for cell in todo:
+            recorded.path(cell).unlink(missing_ok=True)
         try:
             with executor.batch():
-                tasks = [executor.submit(job, cell) for cell in todo]
+                tasks = [executor.submit(recorded, cell) for cell in todo]
         except FailedJobError as error:
             raise UserError(f"--engine slurm: sbatch refused ({one_line(error)})") from None
         for link in self.folder.glob(".submission_file_*"):  # to the script, which has a name by now
@@ -101,25 +139,21 @@ class Slurm:
                 link.unlink(missing_ok=True)
         array = tasks[0].job_id.partition("_")[0]
         try:
-            yield from self._results(dict(zip(tasks, todo, strict=True)))
+            yield from self._results(recorded, dict(zip(tasks, todo, strict=True)))
         except KeyboardInterrupt:
             message = f"SLURM goes on: scancel {array} stops it, the same command waits for what runs"
             raise KeyboardInterrupt(message) from None
         if not any(self.folder.glob(f"{array}_*.out")):  # all have finished
             (self.folder / f"{array}_submission.sh").unlink(missing_ok=True)
 
-    def _results(self, waiting: dict[Any, Cell]) -> Outcomes:
-        from submitit.core.utils import UncompletedJobError
-
+    def _results(self, recorded: Recorded, waiting: dict[Any, Cell]) -> Outcomes:
         lost: set[Any] = set()
         looked = time.monotonic()
         while waiting:
             for task in [task for task in waiting if self._is_done(task)]:
                 cell = waiting.pop(task)
-                try:
-                    outcome = task.result()
-                except UncompletedJobError as error:
-                    outcome = CellOutcome(cell, "failed", f"its job ended: {one_line(error)}")
+                outcome = recorded.outcome(cell, task.paths.stdout)
+                recorded.path(cell).unlink(missing_ok=True)
                 if outcome.state == "finished":
                     for path in self.folder.glob(f"{task.job_id}_*"):
                         path.unlink(missing_ok=True)

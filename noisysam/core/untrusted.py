@@ -1,0 +1,41 @@
+"""Checks of values and files that may come from strangers, before they are used or read as a whole."""
+
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from noisysam.core.errors import UserError
+
+
+def check_file(path: Path, largest: int | None = None) -> None:
+    """``UserError`` unless ``path`` is a file of at most ``largest`` bytes. A named pipe or a device is not a file:
+    reading it may never end."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise UserError(f"{str(path)!r}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: not a file")
+    if largest is not None and found.st_size > largest:
+        raise UserError(f"{path}: {found.st_size:,} bytes; at most {largest:,} are read")
+
+
+def unusable(value: Any) -> str | None:
+    """Why a value of a configuration cannot be used in paths, records and documents, wherever in it the reason is; None
+    if it can."""
+    if isinstance(value, str):
+        if any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF for c in value):
+            return "control characters and invalid Unicode are not allowed"
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        return "the number is too large"
+    parts: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        parts = (part for pair in value.items() for part in pair)
+    elif isinstance(value, list | tuple):
+        parts = value
+    elif isinstance(value, Path):
+        parts = (str(value),)
+    return next((reason for part in parts if (reason := unusable(part)) is not None), None)
