@@ -19,6 +19,7 @@ import click
 
 from noisysam import methods, optim
 from noisysam.cli import catalogue
+from noisysam.core.requirements import described
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS: dict[str, Any] = {"methods": methods.METHODS, "optimizers": optim.OPTIMIZERS}
@@ -109,8 +110,8 @@ def facts(kind: str, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("Memory beyond SGD's", f"{entry['copies']:g} copies of the weights"),
             ("Equals SGD for", f"`{catalogue.settings(entry['null'])}`" if entry["null"] else "-"),
         ]
-        if entry["needs"]:
-            found.append(("Requires", "; ".join(optim.NEEDS[need] for need in entry["needs"])))
+        if entry["requires"]:
+            found.append(("Requires", described(entry["requires"])))
     return found
 
 

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from noisysam import fit
+from noisysam.core.requirements import REQUIREMENTS
 from noisysam.core.task import Task
 from noisysam.data.datasets import Dataset
 from noisysam.data.loader import Batch
 from noisysam.methods import METHODS, RunInfo, compose
 from noisysam.methods import options as method_options
-from noisysam.optim import NEEDS, OPTIMIZERS
+from noisysam.optim import OPTIMIZERS
 from noisysam.runs.config import RunConfig
 from noisysam.runs.problem import prepare
 from noisysam.runs.record import RunFolder
@@ -298,7 +299,7 @@ def test_optimizers_say_what_they_are(name: str) -> None:
     assert member.source
     assert member.__doc__
     assert all(passes >= 1 for passes in member.cost(member.Options()))
-    assert set(member.needs) <= set(NEEDS)
+    assert set(member.requires) <= set(REQUIREMENTS)
     assert set(member.null) <= set(member.Options.model_fields)
     assert all(field.description for field in member.Options.model_fields.values())
 

@@ -393,7 +393,7 @@ def test_asked_to_stop(start: Start, whole: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"method": "elr"}, "method elr keeps something for each sample: it runs in one process, without torchrun"),
+        ({"method": "elr"}, "method elr needs one process, since it keeps or decides something that the other"),
         ({"lr": "1e10", "epochs": "2"}, "diverged in epoch"),
     ],
     ids=["refused", "diverged"],

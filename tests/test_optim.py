@@ -29,7 +29,7 @@ Array = npt.NDArray[np.float64]
 MEMBERS = list(OPTIMIZERS)
 WITH_RADIUS = [name for name in MEMBERS if issubclass(OPTIMIZERS[name].Options, Radius)]
 WITH_CHUNKS = [name for name in MEMBERS if "m" in OPTIMIZERS[name].Options.model_fields]
-NEEDS_ROWS = [name for name in MEMBERS if "rows" in OPTIMIZERS[name].needs]
+NEEDS_ROWS = [name for name in MEMBERS if "rows" in OPTIMIZERS[name].requires]
 PLAIN = [name for name in MEMBERS if name not in NEEDS_ROWS]
 
 

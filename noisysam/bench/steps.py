@@ -106,7 +106,7 @@ def stepper(network: Network, batch: int, name: str, options: dict[str, Any]) ->
     if "m" in member.Options.model_fields:
         options = {"m": "batch", **options}
     module = models.build(network.model, 10, width=network.width).to(device)
-    forward: Any = WithFeatures(module) if "features" in member.needs else module
+    forward: Any = WithFeatures(module) if "features" in member.requires else module
     if network.compile:
         forward = models.compiled(forward)
     net = Net(module, precision, forward=forward)  # type: ignore[arg-type]

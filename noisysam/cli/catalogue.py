@@ -33,7 +33,7 @@ def entries(what: str) -> list[dict[str, Any]]:
         if what == "optimizers":
             forwards, backwards = item.cost(item.Options())
             entry |= {"forwards": forwards, "backwards": backwards, "passes": list(item.passes)}
-            entry |= {"copies": item.copies, "null": item.null, "needs": list(item.needs)}
+            entry |= {"copies": item.copies, "null": item.null, "requires": list(item.requires)}
         if what == "methods":
             entry |= {"networks": item.networks, "oracle": list(item.noise_facts(item.Options()))}
         found.append(entry)
@@ -65,10 +65,10 @@ def details(entry: dict[str, Any]) -> list[str]:
     lines = [f"{passes}; memory beyond SGD's: {entry['copies']:g} copies of the weights"]
     if entry["null"]:
         lines.append(f"equals SGD for {settings(entry['null'])}")
-    if entry["needs"]:
-        from noisysam.optim import NEEDS
+    if entry["requires"]:
+        from noisysam.core.requirements import described
 
-        lines.append(f"requires {'; '.join(NEEDS[need] for need in entry['needs'])}")
+        lines.append(f"requires {described(entry['requires'])}")
     return lines
 
 

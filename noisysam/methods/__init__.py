@@ -72,10 +72,16 @@ def compose(name: str) -> type[Method]:
         if both := set(part.Options.model_fields) & set(other.Options.model_fields):
             raise UserError(f"methods {part.name} and {other.name} do not combine: both have an option {min(both)}")
     for part, other in itertools.permutations(parts, 2):
-        if part.by_index and other.index_free:
+        if "index" in part.requires and "index" not in other.provides:
             raise UserError(f"methods {part.name} and {other.name} do not combine: rows of {other.name} have no index")
     fields = create_model("Options", __base__=tuple(part.Options for part in parts))
-    body = {"Options": fields, "name": name, "smooths": all(part.smooths for part in parts)}
+    body = {
+        "Options": fields,
+        "name": name,
+        "smooths": all(part.smooths for part in parts),
+        "requires": tuple(dict.fromkeys(need for part in parts for need in part.requires)),
+        "provides": tuple(what for what in Method.provides if all(what in part.provides for part in parts)),
+    }
     return type(name, tuple(parts), body)
 
 

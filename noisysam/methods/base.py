@@ -142,11 +142,9 @@ class Method(nn.Module):
     Options: ClassVar[type[BaseModel]] = Options
     networks: ClassVar[int] = 1
     smooths: ClassVar[bool] = True  # whether it uses --label-smoothing
-    soft_labels: ClassVar[bool] = False  # whether its tasks' labels are distributions, not classes
-    index_free: ClassVar[bool] = False  # whether its rows have no place in the training set (mixed rows)
-    by_index: ClassVar[bool] = False  # whether it needs each row's place in the training set
+    requires: ClassVar[tuple[str, ...]] = ()  # of REQUIREMENTS; 'features': its loss reads ``task.features``
+    provides: ClassVar[tuple[str, ...]] = ("index", "hard labels", "one view")  # of REQUIREMENTS, by its tasks
     views: ClassVar[int] = 1  # images that a row of a task holds
-    features: ClassVar[bool] = False  # whether its loss looks at the penultimate features: ``task.features``
     reported: ClassVar[Literal["logits", "features"]] = "logits"  # what ``outputs`` makes the reported logits from
     headline: ClassVar[Literal["ensemble", "mean of networks"]] = "ensemble"  # whose figures the authors report
     teacher_decay: float = 0.0  # decay of the moving averages of the weights that ``forward`` may see; 0: none are kept

@@ -41,6 +41,7 @@ class CoTeaching(Method):
     """
 
     Options = CoTeachingOptions
+    requires = ("one process",)
     networks = 2
     headline = "mean of networks"
 

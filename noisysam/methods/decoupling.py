@@ -31,6 +31,7 @@ class Decoupling(Method):
     """
 
     Options = DecouplingOptions
+    requires = ("one process",)
     networks = 2
     headline = "mean of networks"
 

@@ -50,10 +50,10 @@ class DivideMix(Method):
     """
 
     Options = DivideMixOptions
+    requires = ("one process",)
+    provides = ("one view",)
     networks = 2
     smooths = False
-    soft_labels = True
-    index_free = True
     clean: Tensor
     past: Tensor
 

@@ -28,7 +28,7 @@ class ELR(Method):
     """
 
     Options = ELROptions
-    by_index = True
+    requires = ("index", "one process")
     targets: Tensor
 
     def on_stage(self, labels: Tensor) -> None:

@@ -42,9 +42,9 @@ class ELRPlus(Method):
     """
 
     Options = ELRPlusOptions
+    requires = ("one process",)
+    provides = ("one view",)
     networks = 2
-    soft_labels = True
-    index_free = True
     targets: Tensor
 
     def __init__(self, options: Any, info: RunInfo) -> None:

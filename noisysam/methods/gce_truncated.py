@@ -36,7 +36,7 @@ class GCETruncated(GCE):
     """
 
     Options = TruncatedOptions
-    by_index = True
+    requires = ("index", "one process")
     kept: Tensor
 
     @classmethod

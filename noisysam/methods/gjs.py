@@ -41,6 +41,7 @@ class GJS(Method):
     """
 
     Options = GJSOptions
+    provides = ("index", "hard labels")
     views = 2
     smooths = False
 

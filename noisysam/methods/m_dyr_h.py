@@ -40,9 +40,9 @@ class DynamicBootstrap(Method):
     """
 
     Options = DynamicOptions
+    requires = ("one process",)
+    provides = ("one view",)
     smooths = False
-    soft_labels = True
-    index_free = True
     noisy: Tensor
 
     @property

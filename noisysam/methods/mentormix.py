@@ -45,8 +45,8 @@ class MentorMix(Method):
     """
 
     Options = MentorMixOptions
-    soft_labels = True
-    index_free = True
+    requires = ("one process",)
+    provides = ("one view",)
     average: Tensor
     average_mixed: Tensor
 

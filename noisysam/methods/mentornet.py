@@ -35,6 +35,7 @@ class MentorNet(Method):
     """
 
     Options = MentorNetOptions
+    requires = ("one process",)
     average: Tensor
 
     def on_stage(self, labels: Tensor) -> None:

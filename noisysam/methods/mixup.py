@@ -26,8 +26,7 @@ class Mixup(Method):
     """
 
     Options = MixupOptions
-    soft_labels = True
-    index_free = True
+    provides = ("one view",)
 
     def tasks(self, batch: Batch, forward: Forward) -> Sequence[Task]:
         weight, other = draw(self.options.alpha, len(batch.inputs), self.generator, self.rng, batch.inputs.device)

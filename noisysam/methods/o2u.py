@@ -39,6 +39,7 @@ class O2U(Method):
     """
 
     Options = O2UOptions
+    requires = ("one process",)
     score: Tensor
 
     @classmethod

@@ -35,6 +35,7 @@ class PES(Method):
     """
 
     Options = PESOptions
+    requires = ("one process",)
     selected: Tensor
     balance: Tensor
 

@@ -52,6 +52,7 @@ class ReedHard(Method):
     """
 
     Options = ReedHardOptions
+    requires = ("one process",)
     smooths = False
 
     def plan(self, tasks: Sequence[Task], logits: Sequence[Tensor]) -> None:

@@ -36,8 +36,8 @@ class SELC(Method):
     """
 
     Options = SELCOptions
-    soft_labels = True
-    by_index = True
+    requires = ("index", "one process")
+    provides = ("index", "one view")
     targets: Tensor
 
     @classmethod

@@ -32,8 +32,8 @@ class SOP(Method):
     """
 
     Options = SOPOptions
+    requires = ("index", "one process")
     smooths = False
-    by_index = True
 
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:

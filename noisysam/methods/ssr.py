@@ -46,11 +46,10 @@ class SSR(Method):
     """
 
     Options = SSROptions
+    requires = ("features", "one process")
+    provides = ()
     views = 4
-    features = True
     smooths = False
-    soft_labels = True
-    index_free = True
     relabelled: Tensor
     selected: Tensor
 

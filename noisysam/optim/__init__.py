@@ -6,7 +6,6 @@ from typing import Any
 from noisysam.core.errors import UserError
 from noisysam.optim.asam import ASAM
 from noisysam.optim.base import (
-    NEEDS,
     OPTIMIZERS,
     Options,
     Passes,
@@ -42,7 +41,7 @@ from noisysam.optim.vasso import VaSSO
 from noisysam.optim.wsam import WSAM
 
 __all__ = [
-    "ASAM", "CRSAM", "ESAM", "FSAM", "GCSAM", "GSAM", "JSAM", "LSAM", "MESA", "MSAM", "NCSAM", "NEEDS", "OPTIMIZERS",
+    "ASAM", "CRSAM", "ESAM", "FSAM", "GCSAM", "GSAM", "JSAM", "LSAM", "MESA", "MSAM", "NCSAM", "OPTIMIZERS",
     "SAF", "SAM", "SAMON", "SAMSGA", "SANER", "SGD", "SSAMF", "WSAM", "AdamW", "DetSAM", "ESAMInverse", "ExtrapSGD",
     "FrobSAM", "LookSAM", "Lookbehind", "Options", "Passes", "Radius", "RegSGD", "SAMRandom", "SharpnessAware",
     "StableSAM", "TraceSAM", "Universal", "VaSSO", "options", "update_statistics_once",

@@ -33,7 +33,7 @@ class ASAM(SharpnessAware):
     options: ASAMOptions
     copies = 4
     null = {"rho": 0.0, "m": "batch"}
-    needs = ("names",)
+    requires = ("names",)
 
     def gradient(self, objective: Objective, rows: Rows) -> list[Tensor]:
         o = self.options

@@ -16,16 +16,6 @@ from noisysam.core.validation import explain
 
 OPTIMIZERS: Registry[type["SharpnessAware"]] = Registry("optimizer")
 
-NEEDS = {  # what an optimizer may require beyond gradients
-    "rows": "losses of single rows",
-    "hard labels": "classes as labels, not distributions",
-    "one view": "rows of one image",
-    "index": "each row's place in the training set",
-    "features": "a network with features() and head",
-    "norm layers": "a network with normalization layers",
-    "names": "named parameters",
-}
-
 
 Factor = Tensor | float | Sequence[float]  # one number, or one for each tensor
 
@@ -89,7 +79,7 @@ class SharpnessAware(torch.optim.Optimizer):
     passes: ClassVar[tuple[str, str]] = ("2", "2")  # forwards and backwards per step, as printed; see ``cost``
     copies: ClassVar[float]  # peak memory of a step beyond SGD's, state included, in copies of the weights
     null: ClassVar[dict[str, Any]] = {}  # options with which a step equals the base rule's, bit for bit
-    needs: ClassVar[tuple[str, ...]] = ()  # keys of NEEDS
+    requires: ClassVar[tuple[str, ...]] = ()  # of REQUIREMENTS, beyond gradients
     keeps: ClassVar[tuple[str, ...]] = ()  # names of what is remembered from one step to the next, per parameter
     per_group: ClassVar[tuple[str, ...]] = ("rho",)  # options that may differ between param groups
     begins_at_w: bool = True  # whether the first evaluation is of given rows at the unperturbed weights
@@ -297,7 +287,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self.params: list[Tensor] = [every[i] for i in self.trainable]
         self.names = [names[i] for i in self.trainable]
         self.used = [True] * len(self.params)
-        if "names" in self.needs and not all(self.names):
+        if "names" in self.requires and not all(self.names):
             raise UserError(f"optimizer {self.name} needs the names of the parameters: pass model.named_parameters()")
         for group in self.param_groups:
             for p in group["params"]:
@@ -336,7 +326,7 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def _chunks(self, rows: int | None) -> list[tuple[Rows, float]]:
         if rows is None:
-            if "m" in self.given and getattr(self.options, "m", "batch") != "batch" and "rows" not in self.needs:
+            if "m" in self.given and getattr(self.options, "m", "batch") != "batch" and "rows" not in self.requires:
                 raise ValueError("a closure cannot be divided into chunks of m rows: leave m out, or give m='batch'")
             return [(None, 1.0)]
         m = self._m(rows)

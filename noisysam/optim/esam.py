@@ -38,7 +38,7 @@ class ESAM(SharpnessAware):
     passes = ("2 + gamma", "1 + gamma")
     copies = 3
     null = {"rho": 0.0, "m": "batch", "gamma": 1.0}
-    needs = ("rows",)
+    requires = ("rows",)
 
     @classmethod
     def cost(cls, options: Any) -> Passes:

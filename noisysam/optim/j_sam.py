@@ -22,7 +22,7 @@ class JSAM(SharpnessAware):
     options: Chunked
     copies = 2
     null = {"rho": 0.0, "m": "batch"}
-    needs = ("rows",)
+    requires = ("rows",)
 
     def gradient(self, objective: Objective, rows: Rows) -> list[Tensor]:
         logits, _ = objective.output(rows)

@@ -25,7 +25,7 @@ class LSAM(SharpnessAware):
     passes = ("3", "2")
     copies = 1
     null = {"rho": 0.0, "m": "batch"}
-    needs = ("rows",)
+    requires = ("rows",)
 
     @classmethod
     def cost(cls, options: Any) -> Passes:

@@ -37,7 +37,7 @@ class MESA(SharpnessAware):
     passes = ("2", "1")
     copies = 1
     null = {"lam": 0.0}
-    needs = ("rows", "one view")
+    requires = ("rows", "one view")
     keeps = ("average",)
 
     @classmethod

@@ -37,7 +37,7 @@ class NCSAM(SharpnessAware):
     passes = ("2 + flip", "2 + flip")
     copies = 4
     null = {"rho": 0.0, "m": "batch", "gamma": 0.0}
-    needs = ("rows", "hard labels")
+    requires = ("rows", "hard labels")
 
     @classmethod
     def cost(cls, options: Any) -> Passes:

@@ -33,7 +33,7 @@ class RegSGD(SharpnessAware):
     passes = ("1", "1")
     copies = 0
     null = {"gamma_z": 0.0, "gamma_v": 0.0}
-    needs = ("rows", "features")
+    requires = ("rows", "features")
 
     @classmethod
     def cost(cls, options: Any) -> Passes:

@@ -43,7 +43,7 @@ class SAF(SharpnessAware):
     passes = ("1", "1")
     copies = 0
     null = {"lam": 0.0}
-    needs = ("rows", "one view", "index")
+    requires = ("rows", "one view", "index", "one process")
 
     @classmethod
     def cost(cls, options: Any) -> Passes:

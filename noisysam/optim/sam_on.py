@@ -27,7 +27,7 @@ class SAMON(SharpnessAware):
     options: SAMONOptions
     copies = 0
     null = {"rho": 0.0, "m": "batch"}
-    needs = ("names", "norm layers")
+    requires = ("names", "norm layers")
 
     def arrange(self) -> None:
         weights = {n: p for n, p in zip(self.names, self.params, strict=True) if n.endswith("weight") and p.ndim == 1}

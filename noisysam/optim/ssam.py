@@ -34,7 +34,7 @@ class SSAMF(SharpnessAware):
     options: SSAMOptions
     copies = 4.25
     null = {"rho": 0.0, "m": "batch"}
-    needs = ("rows",)
+    requires = ("rows", "one process")
     stale = False
 
     def on_epoch(self, epoch: int, epochs: int, samples: int) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from noisysam.core import plugins
 from noisysam.core.errors import UserError
+from noisysam.core.requirements import unmet
 from noisysam.core.untrusted import unusable
 from noisysam.core.validation import explain
 from noisysam.runs.presets import PRESETS
@@ -152,28 +153,24 @@ class RunConfig(BaseModel):
         """Make the noise seed explicit; check what needs the registries, and what fields say together."""
         if self.noise_seed == -1:
             object.__setattr__(self, "noise_seed", self.seed)  # frozen for everybody else
+        from noisysam.methods import Method
+
         recipe = self.recipe()
-        method, needs = recipe.method, recipe.optimizer.needs
+        method = recipe.method
         if recipe.noise.brings_labels and self.noise:
             raise ValueError(f"noise type {recipe.noise.name} brings its own rate: leave --noise out")
         if getattr(recipe.method_options, "teacher", None) == "selected" and not self.val_fraction:
             raise ValueError("teacher=selected needs a validation split: give --val-fraction")
         if self.label_smoothing and not method.smooths:
             raise ValueError(f"method {self.method} does not use label smoothing")
-        if "index" in needs and method.index_free:
-            raise ValueError(
-                f"optimizer {self.opt} goes by each row's place in the training set: {self.method} mixes rows"
-            )
-        if "hard labels" in needs and method.soft_labels:
-            raise ValueError(f"optimizer {self.opt} needs classes as labels: those of {self.method} are distributions")
-        if "one view" in needs and method.views > 1:
-            raise ValueError(
-                f"optimizer {self.opt} compares outputs of single images: {self.method} takes several views"
-            )
-        if "norm layers" in needs and self.norm == "none":
-            raise ValueError(
-                f"optimizer {self.opt} needs normalisation layers: --norm none leaves it nothing to perturb"
-            )
+        missing = {
+            what: f"{self.method} does not provide it" for what in Method.provides if what not in method.provides
+        }
+        missing |= {} if self.norm != "none" else {"norm layers": "--norm none leaves it nothing to perturb"}
+        parts: dict[str, Any] = {"method": method, "optimizer": recipe.optimizer}
+        fault = unmet(parts, missing)
+        if fault is not None:
+            raise ValueError(fault)
         if self.l2 == "loss" and (self.base_opt == "adamw" or self.opt == "adamw"):
             raise ValueError("--l2 loss goes with sgd: adamw decouples its weight decay")
         return self

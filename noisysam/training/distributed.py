@@ -35,9 +35,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from noisysam import methods, optim
 from noisysam.core.errors import RunFailed, UserError
-from noisysam.methods import Method
+from noisysam.core.requirements import unmet
 from noisysam.runs.config import RunConfig
 from noisysam.runs.record import RunFolder
 from noisysam.training import devices
@@ -52,9 +51,6 @@ PATIENCE = timedelta(minutes=30)  # for a process that measures, or compiles
 
 
 LAST_WORDS = timedelta(seconds=30)  # for the first process to write down what went wrong
-
-
-OWN_ROWS = {"ssam-f": "finds its mask from a few rows"}  # members that keep what their own rows showed
 
 
 class ProcessLost(RunFailed):
@@ -225,7 +221,11 @@ class ProcessGroup:
         """``UserError`` for a run that this number of processes cannot do."""
         if self.size > 1:
             _check_division(config, self.size)
-            _check_members(config)
+            recipe = config.recipe()
+            parts: dict[str, Any] = {"method": recipe.method, "optimizer": recipe.optimizer}
+            fault = unmet(parts, {"one process": "start it without torchrun"})
+            if fault is not None:
+                raise UserError(fault)
             device = devices.resolve_device(config.device)
             if device.type not in ("cpu", "cuda") or ":" in config.device:
                 raise UserError(f"--device {config.device}: several processes take cpu, or cuda without a number")
@@ -255,28 +255,9 @@ def _check_division(config: RunConfig, size: int) -> None:
     rows, chosen = config.batch // size, config.recipe().optimizer_options
     m: int | str = getattr(chosen, "m", "batch")
     if config.sync_perturbation:
-        if not hasattr(chosen, "rho") or "rows" in optim.OPTIMIZERS[config.opt].needs:
+        if not hasattr(chosen, "rho") or "rows" in config.recipe().optimizer.requires:
             raise UserError(f"--sync-perturbation: optimizer {config.opt} has no perturbation that can be shared")
         if m != "batch":
             raise UserError("--sync-perturbation is one perturbation for the whole batch: give --sam-m batch")
     elif isinstance(m, int) and m < rows and rows % m:
         raise UserError(f"--sam-m {m} does not divide the {rows} rows of each of {size} processes: give one that does")
-
-
-def _check_members(config: RunConfig) -> None:
-    own = OWN_ROWS.get(config.opt)
-    if "index" in optim.OPTIMIZERS[config.opt].needs:
-        own = "keeps something for each sample"
-    if own is not None:
-        raise UserError(f"optimizer {config.opt} {own}: it runs in one process, without torchrun")
-    method = methods.compose(config.method)
-    if method.networks > 1:
-        own = "trains several networks"
-    elif method.by_index or method.on_epoch is not Method.on_epoch:
-        own = "keeps something for each sample"
-    elif method.auxiliary_optimizer is not Method.auxiliary_optimizer:
-        own = "learns parameters of its own"
-    elif method.plan is not None:
-        own = "decides over the whole batch"
-    if own is not None:
-        raise UserError(f"method {config.method} {own}: it runs in one process, without torchrun")

@@ -141,7 +141,7 @@ class Trainer:
 
     def _net(self, module: nn.Module) -> Net:
         forward = module
-        if self.method.features or "features" in optim.OPTIMIZERS[self.settings.opt].needs:
+        if "features" in (*self.method.requires, *optim.OPTIMIZERS[self.settings.opt].requires):
             if not (hasattr(module, "features") and hasattr(module, "head")):
                 raise UserError("this method or optimizer needs a network with features() and head")
             forward = WithFeatures(module)

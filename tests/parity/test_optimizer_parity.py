@@ -603,7 +603,7 @@ def cross_entropy(logits: Tensor, task: Task) -> Tensor:
 
 def our_step(optimizer: Any, net: Net, x: Tensor, y: Tensor, index: Tensor) -> None:
     """One step: on a plain closure where that is enough, else on an objective."""
-    if "rows" in optimizer.needs or getattr(optimizer.options, "m", "batch") != "batch":
+    if "rows" in optimizer.requires or getattr(optimizer.options, "m", "batch") != "batch":
         optimizer.step(Objective(net, Task(0, x, y, index), cross_entropy))
         return
 
