@@ -288,6 +288,7 @@ def test_unknown_part() -> None:
         bench.run(["steps", "speed"], QUICK)
 
 
+@pytest.mark.slow
 def test_steps(tmp_path: Path) -> None:
     rows, speeds = part("steps", tmp_path)["tables"].values()
     assert [row["step over SGD's"] for row in rows] == ["`esam`", "`looksam`", "`sam`", "`sam m=32`"]
@@ -299,6 +300,7 @@ def test_every_optimizer_is_a_case() -> None:
     assert set(optim.OPTIMIZERS) <= set(steps.cases())
 
 
+@pytest.mark.slow
 def test_methods(tmp_path: Path) -> None:
     (rows,) = part("methods", tmp_path)["tables"].values()
     by_name = {row["method"].strip("`"): row for row in rows}
@@ -308,11 +310,13 @@ def test_methods(tmp_path: Path) -> None:
     assert by_name["dividemix"]["forwards"] > 4  # past its warm-up
 
 
+@pytest.mark.slow
 def test_loader(tmp_path: Path) -> None:
     (rows,) = part("loader", tmp_path)["tables"].values()
     assert [row["policy"] for row in rows] == ["standard", "color", "rand"]
 
 
+@pytest.mark.slow
 def test_epoch(tmp_path: Path) -> None:
     found = {row["part"]: row["seconds"] for row in part("epoch", tmp_path)["tables"]["An epoch"]}
     assert list(found) == ["training", "evaluation", "epochs.csv", "checkpoint", "tracking", "checkpoint and tracking"]

@@ -71,7 +71,7 @@ def test_what_lies_beside_a_finished_run_is_removed(cells: list[Cell], tmp_path:
     assert {path.name for path in free.path.iterdir()} == {"record.json", "lock"}
 
 
-@pytest.mark.slow
+@pytest.mark.services
 def test_the_short_form(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     script, root = Path(__file__).with_name("chaos.py"), Path(__file__).parents[1]

@@ -270,7 +270,7 @@ def test_bundled_studies_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.studies.bundled("table4").name == "table4.yaml"
 
 
-@pytest.mark.slow
+@pytest.mark.services
 def test_sweep_with_ray_gives_the_same_results(says: Callable[..., str], study: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     says("sweep", study, "--no-track", "--store", "inline")

@@ -189,7 +189,7 @@ for outcome in outcomes:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.services
 def test_a_killed_worker_under_ray(cells: list[Cell], tmp_path: Path) -> None:
     """The run goes on in another process from its last whole epoch, to the same bits; nothing is told of it."""
     pytest.importorskip("ray")

@@ -169,6 +169,7 @@ def test_a_run_is_left_as_it_was_and_drawn_in_fixed_bytes(subjects: list[Subject
     }
 
 
+@pytest.mark.slow
 def test_runs_side_by_side(tmp_path: Path) -> None:
     """Each run has its line; a plane is drawn of the runs that have one."""
     flat = results(0.5)

@@ -203,6 +203,7 @@ def probed(config: RunConfig, store: Path, **options: Any) -> dict[str, Any]:
     return json.loads(json.dumps(results, allow_nan=False))
 
 
+@pytest.mark.slow
 def test_over_the_snapshots_of_a_run(digits: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Each snapshot once, the final weights last; the same figures in a second look."""
     config = digits(epochs=5, snapshots=2)

@@ -298,6 +298,7 @@ def test_bf16_autocast_and_whole_graph_compilation(name: str) -> None:
     assert torch.allclose(whole(x), network(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_form_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many a run has, past torch's own limit: a run that resumes late compiles the last ones too."""
     graphs = []

@@ -23,7 +23,7 @@ from noisysam.tracking import pages, server
 from noisysam.tracking.client import default_uri
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="needs Chromium")]
+pytestmark = [pytest.mark.services, pytest.mark.skipif(BROWSER is None, reason="needs Chromium")]
 
 STUDY = """
 base: {dataset: digits, model: resnet8, width: 0.25, epochs: 2}

@@ -20,7 +20,7 @@ import pytest
 
 from noisysam.runs.record import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.services
 
 WRITERS, RUNS, EPOCHS = 8, 2, 5  # processes, runs of each, epochs of a run
 PATIENCE = 600.0  # seconds for what takes a few on a machine that does nothing else

@@ -179,6 +179,7 @@ def test_8_bits_change_little_and_2_bits_much(trained: Subject, digits_test: tup
     assert found[2] < 0.7
 
 
+@pytest.mark.slow
 def test_zero_shot_brings_the_2_bit_network_closer(trained: Subject, digits_test: tuple[Tensor, Tensor]) -> None:
     """Without any image of the digits; the teacher stays as it was, and the same seed gives the same bits."""
     inputs = digits_test[0]

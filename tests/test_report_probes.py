@@ -150,6 +150,7 @@ def test_tables_are_means_over_the_seeds(store: Path) -> None:
     assert "Options: rho 0.1." in text
 
 
+@pytest.mark.slow
 def test_a_report_shows_them_in_the_same_bytes(store: Path, tmp_path: Path) -> None:
     """Pictures and tables are there, and a number leads to its runs. Without probes none of it."""
     first, second = (report(store, "toy", tmp_path / name).folder for name in "ab")

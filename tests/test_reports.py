@@ -15,6 +15,7 @@ from noisysam.runs.record import RunFolder, load_study, study_names
 REPORTS = Path(__file__).resolve().parents[1] / "reports"
 ARCHIVE = REPORTS / "records"
 STUDIES = study_names(ARCHIVE)
+QUICK = ("precision-bf16", "precision-fp32")  # whose reports `make test` writes
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,9 @@ def test_every_study_has_its_report() -> None:
     assert sorted(path.parent.name for path in REPORTS.glob("*/report.md")) == STUDIES
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize(
+    "study", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STUDIES]
+)
 def test_report_follows_from_the_committed_records(study: str, store: Path, tmp_path: Path) -> None:
     report(store, study, tmp_path)
     for path in (REPORTS / study).rglob("*"):

@@ -132,7 +132,9 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert found["weights"] == wanted["weights"], "weights.safetensors differ"  # no diff of bytes in the report
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["sam", "bootstrap", *(pytest.param(c, marks=pytest.mark.slow) for c in ("sgd", "co-teaching", "dividemix"))]
+)
 def test_killed_again_and_again(case: str, tmp_path: Path, spawn: Spawn) -> None:
     whole = spawn(command(tmp_path / "whole", **CASES[case]))
     whole.join(PATIENCE)

@@ -23,7 +23,7 @@ from noisysam.studies.engines.slurm import Slurm
 from noisysam.studies.plan import Cell
 from noisysam.studies.sweep import TrainCell
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.services
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 PATIENCE = 600.0  # seconds for what takes a few on a machine that does nothing else

@@ -21,7 +21,7 @@ from noisysam.studies.engines.base import CellOutcome
 from noisysam.studies.plan import Cell
 from noisysam.studies.sweep import TrainCell
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.services
 
 PATIENCE = 1200.0  # seconds for what takes a few on a machine that does nothing else
 HEAD, OTHER, PORT = "10.213.7.1", "10.213.7.2", 6379

@@ -23,6 +23,8 @@ from noisysam.tracking import Sender, sender
 from noisysam.tracking.tracker import Tracker
 from noisysam.training.fit import fit
 
+pytestmark = pytest.mark.slow
+
 MEASURED = {"time", "train_seconds", "eval_seconds", "log_seconds", "compile_seconds", "images_per_second"}
 
 
