@@ -316,14 +316,15 @@ def test_texts(count: int) -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [("=1+1", "'=1+1"), ("+a", "'+a"), ("@SUM(A1)", "'@SUM(A1)"), ("-cmd", "'-cmd"), ("  =1", "'  =1"),
-     ("\t=1", "'\t=1"), ("\x1b=1", "'=1"), ("-0.5", "-0.5"), ("SAM", "SAM"), (-0.5, -0.5), (None, None), ("a=b", "a=b")],
+     ("\t=1", "'\t=1"), ("\x1b=1", "'=1"), ("-0.5", "-0.5"), ("SAM", "SAM"), (-0.5, -0.5), (None, None),
+     ("a=b", "a=b")],
 )  # fmt: skip
 def test_cells(value: object, expected: object) -> None:
     assert csv_cell(value) == expected
 
 
 def test_values_of_a_configuration() -> None:
-    for value in ("a\0b", "\x1b[31m", "\ud800", 2**63, {"q": "\n"}, [Path("a\0b")], {"\0": 1}):
+    for value in ("a\0b", "\x1b[31m", "\ud800", 2**63, "9" * 5000, {"q": "\n"}, [Path("a\0b")], {"\0": 1}):
         assert unusable(value) is not None
     for value in ("npz:own data.npz", "é", 0, -1, 0.5, None, True, {"q": [0.7]}):
         assert unusable(value) is None
@@ -344,8 +345,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     code = (
         "import signal, sys, time; from noisysam import cli\n"
         "def slow(arguments):\n"
-        "    print('ready', flush=True)\n"
-        "    try: time.sleep(600)\n"
+        "    try: print('ready', flush=True); time.sleep(600)\n"
         "    except KeyboardInterrupt: print('first', flush=True); time.sleep(600)\n"
         "cli._run = slow; cli.main([])"
     )
