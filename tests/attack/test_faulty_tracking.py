@@ -4,10 +4,8 @@ import fcntl
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,97 +52,40 @@ def test_a_faulty_server_changes_nothing(
     way: str, tmp_path: Path, digits: Callable[..., RunConfig], untracked: RunFolder
 ) -> None:
     warned: list[str] = []
+    waits: list[float] = []  # seconds for which training waited, epoch by epoch
+    ends: list[float] = []
+
+    class Timed(Sender):
+        def sync(self, final: bool = False) -> bool:
+            began = time.perf_counter()
+            try:
+                return super().sync(final)
+            finally:
+                (ends if final else waits).append(time.perf_counter() - began)
+
     with serving(way, tmp_path / "requests") as uri:
         result = fit(
             digits(epochs=25),
             store=tmp_path / "runs",
-            tracker=lambda folder: Sender(folder, uri, "faulty", warn=warned.append),
+            tracker=lambda folder: Timed(folder, uri, "faulty", warn=warned.append),
         )
-        ended = time.monotonic()
         assert (tmp_path / "requests").read_text().count("/api/"), "the store was asked while the run was trained"
     folder = RunFolder(tmp_path / "runs", result.key)
     assert result.record["status"] == "finished"
     assert lines(folder) == lines(untracked)
     assert (folder.path / "weights.safetensors").read_bytes() == (untracked.path / "weights.safetensors").read_bytes()
-    waits = [line["log_seconds"] or 0.0 for line in folder.epochs]
-    assert statistics.median(waits) < 0.2
-    assert max(waits) < 2, "a request takes seconds, and no epoch waits for it"
-    assert time.monotonic() - ended < 2
+    whole = sum(sum(line[n] or 0.0 for n in ("train_seconds", "eval_seconds", "log_seconds")) for line in folder.epochs)
+    share = sum(waits) / whole
+    print(
+        f"{way}: {60 * 25 / whole:.0f} epochs/min, {60 * 25 / (whole - sum(waits)):.0f} without tracking ({share:.2%})"
+    )
+    assert len(waits) == 25
+    assert share < 0.05
+    assert sum(ends) < 2 + 3, "the limit, and the end of a process on a busy machine"
     if way != "slow":
         (line,) = warned
         assert "track --sync" in line
         assert "\n" not in line
-
-
-class Alternately:
-    """Lets two runs train an epoch each in turn, so that both meet the same load of the machine."""
-
-    def __init__(self) -> None:
-        self.turn, self.over, self.changed = 0, False, threading.Condition()
-        self.seconds: tuple[list[float], list[float]] = ([], [])
-
-    def of(self, number: int) -> "Turn":
-        return Turn(self, number)
-
-
-class Turn:
-    """The progress callback of one of the two runs."""
-
-    def __init__(self, both: Alternately, number: int) -> None:
-        self.both, self.number = both, number
-
-    def step(self, *_: object) -> None: ...
-
-    def wait(self) -> None:
-        with self.both.changed:
-            self.both.changed.wait_for(lambda: self.both.over or self.both.turn == self.number)
-
-    def epoch(self, stage: int, number: int, of: int, line: dict[str, Any]) -> None:
-        spent = line["train_seconds"] + line["eval_seconds"] + line["log_seconds"]
-        self.both.seconds[self.number].append(spent)
-        with self.both.changed:
-            self.both.turn = 1 - self.number
-            self.both.over = self.both.over or number + 1 == of
-            self.both.changed.notify_all()
-        self.wait()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("way", WAYS)
-def test_epochs_a_minute(way: str, tmp_path: Path, digits: Callable[..., RunConfig]) -> None:
-    """Within 5 % of an untracked run, over all epochs."""
-    config = digits(epochs=EPOCHS, train_subset=900, batch=32)
-    both = Alternately()
-
-    def train(number: int, uri: str) -> None:
-        tracker = (lambda folder: Sender(folder, uri, "x", warn=lambda _: None)) if number else None
-        both.of(number).wait()
-        fit(config, store=tmp_path / str(number), tracker=tracker, progress=both.of(number))
-
-    with serving(way, tmp_path / "requests") as uri:
-        pid = sender._workers[0].process.pid
-        threads = [threading.Thread(target=train, args=(number, uri)) for number in (0, 1)]
-        for thread in threads:
-            thread.start()
-        until(lambda: both.over, 600)
-        used = cpu_seconds(pid) if alive(pid) else 0.0
-        for thread in threads:
-            thread.join()
-    untracked, tracked = (60 * len(s) / sum(s) for s in both.seconds)
-    print(
-        f"{way}: {untracked:.1f} epochs/min untracked, {tracked:.1f} tracked ({tracked / untracked - 1:+.1%});"
-        f" the worker used {used:.1f} s of CPU in {sum(map(sum, both.seconds)):.0f} s"
-    )
-    assert tracked > 0.95 * untracked
-
-
-EPOCHS = 40
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.usefixtures("worker")
