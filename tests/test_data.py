@@ -131,7 +131,7 @@ BAD_ARRAYS = {
     "too many names": ({"class_names": np.array(["a", "b", "c", "d"])}, "no sample of class 3, of 4"),
     "numbers as names": ({"class_names": np.arange(3)}, "class_names must be"),
     "missing array": ({"test_labels": None}, "lacks test_labels"),
-    "pickled array": ({"train_labels": np.array([0, 1, 2, 0, 1, "x"], dtype=object)}, "allow_pickle=False"),
+    "pickled array": ({"train_labels": np.array([0, 1, 2, 0, 1, "x"], dtype=object)}, "Python objects"),
 }
 
 

@@ -25,7 +25,7 @@ from noisysam.studies.engines import ray as ray_engine
 from noisysam.studies.engines.base import CellOutcome, Inline
 from noisysam.studies.engines.choice import choose
 from noisysam.studies.engines.ray import Ray
-from noisysam.studies.engines.slurm import Slurm, minutes
+from noisysam.studies.engines.slurm import Recorded, Slurm, minutes
 from noisysam.studies.plan import Cell
 from noisysam.studies.sweep import Sweep, TrainCell
 
@@ -305,3 +305,20 @@ def test_jobs_of_submitit(cells: list[Cell], tmp_path: Path, monkeypatch: pytest
     assert left
     assert len({name.partition("_")[0] for name in left}) == 1, "those of the failed one stay"
     assert states.state(cell, store) == "finished"
+
+
+def test_results_of_slurm_are_not_unpickled(cells: list[Cell], tmp_path: Path) -> None:
+    """A job's outcome is JSON, and what is wrong with it is the cell's failure."""
+    cell = cells[0]
+
+    def job(cell: Cell, dataset: object = None) -> CellOutcome:
+        return CellOutcome(cell, "failed", "diverged")
+
+    recorded = Recorded(job, tmp_path)  # type: ignore[arg-type]
+    log = tmp_path / "1_0.out"
+    assert recorded.outcome(cell, log) == CellOutcome(cell, "failed", f"its job ended without a result: see {log}")
+    recorded(cell)
+    assert recorded.outcome(cell, log) == CellOutcome(cell, "failed", "diverged")
+    for content in ("{", "[]", "{}", '{"state": "done"}', '{"state": ["finished"]}', '{"state": "failed", "error": 3}'):
+        recorded.path(cell).write_text(content)
+        assert recorded.outcome(cell, log).state == "failed"

@@ -133,7 +133,8 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["sam", "bootstrap", *(pytest.param(c, marks=pytest.mark.slow) for c in ("sgd", "co-teaching", "dividemix"))]
+    "case",
+    ["sam", "bootstrap", *(pytest.param(c, marks=pytest.mark.slow) for c in ("sgd", "co-teaching", "dividemix"))],
 )
 def test_killed_again_and_again(case: str, tmp_path: Path, spawn: Spawn) -> None:
     whole = spawn(command(tmp_path / "whole", **CASES[case]))

@@ -452,7 +452,7 @@ def test_ui_starts_the_server_on_the_store(uri: str, monkeypatch: pytest.MonkeyP
             return 0
 
     monkeypatch.setattr(server.subprocess, "Popen", Server)
-    tracking.open_store(uri, "one")
+    open_store(uri, "one")
     said: list[str] = []
     assert server.serve(uri, port=5001, say=said.append) == 0
     assert said[0].startswith("one, runs: http://127.0.0.1:5001/#/experiments/")

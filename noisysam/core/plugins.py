@@ -7,6 +7,7 @@ from pathlib import Path
 from noisysam.core.errors import UserError
 from noisysam.core.files import file_digest
 from noisysam.core.text import one_line
+from noisysam.core.untrusted import check_file
 
 _loaded: dict[str, Path] = {}  # digest -> file
 
@@ -16,8 +17,10 @@ def load(path: Path) -> str:
 
     ``UserError`` if it is missing or fails, or if it ends the program.
     """
-    if not path.is_file():
-        raise UserError(f"--plugin {path}: there is no such file")
+    try:
+        check_file(path)
+    except UserError as error:
+        raise UserError(f"--plugin {error}") from None
     digest = file_digest(path)
     if digest in _loaded:
         return digest

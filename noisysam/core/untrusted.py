@@ -7,6 +7,8 @@ from typing import Any
 
 from noisysam.core.errors import UserError
 
+DIGITS = 18  # of an integer: it fits 64 bits
+
 
 def check_file(path: Path, largest: int | None = None) -> None:
     """``UserError`` unless ``path`` is a file of at most ``largest`` bytes. A named pipe or a device is not a file:
@@ -29,7 +31,9 @@ def unusable(value: Any) -> str | None:
     if isinstance(value, str):
         if any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF for c in value):
             return "control characters and invalid Unicode are not allowed"
-    elif isinstance(value, int) and abs(value) >= 2**63:
+        if len(value) > DIGITS and value.lstrip("+-").isdigit():
+            return "the number is too large"
+    elif isinstance(value, int) and abs(value) >= 10**DIGITS:
         return "the number is too large"
     parts: Iterable[Any] = ()
     if isinstance(value, Mapping):

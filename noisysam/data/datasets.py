@@ -208,6 +208,8 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any]:
         if read_header is None:
             raise UserError(f"{path}: {name} has version {version} of the format: 1.0 and 2.0 are read")
         shape, _, dtype = read_header(file)
+        if dtype.hasobject:
+            raise UserError(f"{path}: {name} holds Python objects, which are not read")
         size = math.prod(shape) * dtype.itemsize
         if size > min(info.file_size, info.compress_size * DEFLATE):
             raise UserError(f"{path}: {name} claims to be {dtype} {shape}: more than the file holds")

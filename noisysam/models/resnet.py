@@ -8,6 +8,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ class Architecture:
 MODELS: Registry[Architecture] = Registry("model")
 
 
-LARGEST, PARAMETERS = 2**20, 10**9  # limits on channels of a layer and on parameters; 10^9 take 4 GB in float32
+WIDTH, PARAMETERS = 1000, 10**9  # limits; 10^9 parameters take 4 GB in float32
 
 
 def _initialise(network: ResNet, norm: str) -> None:
@@ -115,6 +116,29 @@ def _initialise(network: ResNet, norm: str) -> None:
                 block.conv2.weight.zero_()
 
 
+def _scale(width: float, norm: str) -> Callable[[int], int]:
+    """The channels of a layer by its channels at width 1."""
+
+    def scale(count: int) -> int:
+        if norm == "group":
+            return max(2, round(count * width / GROUPS)) * GROUPS
+        return max(1, round(count * width))
+
+    return scale
+
+
+@lru_cache
+def check_size(name: str, classes: int, channels: int, width: float, norm: str) -> None:
+    """``UserError`` if a network would have too many parameters. Nothing is allocated."""
+    if width > WIDTH:
+        raise UserError(f"--width {width:g}: at most {WIDTH}")
+    with torch.device("meta"):
+        network = MODELS[name](classes, channels, _scale(width, norm), norm)
+    count = sum(p.numel() for p in network.parameters())
+    if count > PARAMETERS:
+        raise UserError(f"--width {width:g}: {name} would have {count:,} parameters, more than {PARAMETERS:,}")
+
+
 def build(
     name: str, classes: int, channels: int = 3, *, width: float = 1.0, norm: str = "batch", seed: int = 0
 ) -> ResNet:
@@ -131,16 +155,8 @@ def build(
     if not (math.isfinite(width) and width > 0):
         raise UserError(f"width is {width}: give a positive factor for the channel counts, such as 0.5")
 
-    def scale(count: int) -> int:
-        if count * width > LARGEST:
-            raise UserError(f"--width {width:g}: {name} would have more than {LARGEST:,} channels in a layer")
-        return max(2, round(count * width / GROUPS)) * GROUPS if norm == "group" else max(1, round(count * width))
-
-    with torch.device("meta"):  # shapes alone: nothing is allocated
-        count = sum(p.numel() for p in architecture(classes, channels, scale, norm).parameters())
-    if count > PARAMETERS:
-        raise UserError(f"--width {width:g}: {name} would have {count:,} parameters, more than {PARAMETERS:,}")
-
+    check_size(name, classes, channels, width, norm)
+    scale = _scale(width, norm)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed CUDA too
         network = architecture(classes, channels, scale, norm)

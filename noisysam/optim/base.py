@@ -17,6 +17,9 @@ from noisysam.core.validation import explain
 OPTIMIZERS: Registry[type["SharpnessAware"]] = Registry("optimizer")
 
 
+LARGEST_OPTION = 1e30  # of a number, so that it fits float32
+
+
 Factor = Tensor | float | Sequence[float]  # one number, or one for each tensor
 
 
@@ -36,9 +39,7 @@ class Options(BaseModel):
 class Radius(Options):
     """Options of the optimizers with a perturbation radius. Below a certain radius, precision ``auto`` is float32."""
 
-    rho: float = Field(
-        0.1, ge=0, le=1e6, allow_inf_nan=False, description="radius of the perturbation (L2, over all weights)"
-    )
+    rho: float = Field(0.1, ge=0, allow_inf_nan=False, description="radius of the perturbation (L2, over all weights)")
 
 
 class Chunked(Radius):
@@ -450,9 +451,13 @@ def update_statistics_once(model: nn.Module, optimizer: SharpnessAware) -> Itera
 def checked(optimizer: type[SharpnessAware], values: Mapping[str, Any]) -> Options:
     """Validated options of an optimizer; ``UserError`` names the one that is wrong."""
     try:
-        return optimizer.Options(**values)
+        options = optimizer.Options(**values)
     except ValidationError as error:
         raise UserError(f"optimizer {optimizer.name}: " + explain(error, prefix="option ")) from None
+    for name, value in options:
+        if isinstance(value, float) and abs(value) > LARGEST_OPTION:
+            raise UserError(f"optimizer {optimizer.name}: option {name}: should be at most {LARGEST_OPTION:g}")
+    return options
 
 
 def scaled(tensors: Sequence[Tensor], factor: Factor) -> list[Tensor]:

@@ -151,11 +151,13 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         """Make the noise seed explicit; check what needs the registries, and what fields say together."""
-        if self.noise_seed == -1:
-            object.__setattr__(self, "noise_seed", self.seed)  # frozen for everybody else
+        from noisysam import models
         from noisysam.methods import Method
 
+        if self.noise_seed == -1:
+            object.__setattr__(self, "noise_seed", self.seed)  # frozen for everybody else
         recipe = self.recipe()
+        models.check_size(self.model, 10, 3, self.width, self.norm)
         method = recipe.method
         if recipe.noise.brings_labels and self.noise:
             raise ValueError(f"noise type {recipe.noise.name} brings its own rate: leave --noise out")

@@ -1,8 +1,9 @@
 """``fit`` takes a configuration to its result."""
 
+import errno
 import hashlib
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from torch import nn
@@ -53,15 +54,21 @@ def fit(
             folder = RunFolder(store, config.key({**digests, **processes.digests()}))
             if processes.first:
                 processes.check_begun(config, digests, store)
-                held.enter_context(folder.lock())
-                problem.save_labels(folder)
+                try:
+                    held.enter_context(folder.lock())
+                    problem.save_labels(folder)
+                except OSError as error:  # a finished run can be read from a store that cannot be written
+                    unwritable = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+                    if not unwritable or (folder.record or {}).get("status") != "finished":
+                        raise
         digests |= processes.digests()
         if len(set(processes.gather(folder.key))) > 1:
             raise UserError("the processes do not train the same run: give each the same data and the same version")
         record = processes.share(lambda: folder.record)
         if record is not None and record["status"] == "finished":
             if processes.first:
-                checkpoint.remove(folder.path)  # of a process that was killed before it did
+                with suppress(OSError):  # the store may be read-only
+                    checkpoint.remove(folder.path)  # of a process that was killed before it did
             if tracker is not None:
                 tracker(folder).sync(final=True)
             return Result(folder.key, folder.path, record)

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -55,22 +54,36 @@ def test_a_faulty_server_changes_nothing(
     way: str, tmp_path: Path, digits: Callable[..., RunConfig], untracked: RunFolder
 ) -> None:
     warned: list[str] = []
+    waits: list[float] = []  # seconds for which training waited, epoch by epoch
+    ends: list[float] = []
+
+    class Timed(Sender):
+        def sync(self, final: bool = False) -> bool:
+            began = time.perf_counter()
+            try:
+                return super().sync(final)
+            finally:
+                (ends if final else waits).append(time.perf_counter() - began)
+
     with serving(way, tmp_path / "requests") as uri:
         result = fit(
             digits(epochs=25),
             store=tmp_path / "runs",
-            tracker=lambda folder: Sender(folder, uri, "faulty", warn=warned.append),
+            tracker=lambda folder: Timed(folder, uri, "faulty", warn=warned.append),
         )
-        ended = time.monotonic()
         assert (tmp_path / "requests").read_text().count("/api/"), "the store was asked while the run was trained"
     folder = RunFolder(tmp_path / "runs", result.key)
     assert result.record["status"] == "finished"
     assert lines(folder) == lines(untracked)
     assert (folder.path / "weights.safetensors").read_bytes() == (untracked.path / "weights.safetensors").read_bytes()
-    waits = [line["log_seconds"] or 0.0 for line in folder.epochs]
-    assert statistics.median(waits) < 0.2
-    assert max(waits) < 2, "a request takes seconds, and no epoch waits for it"
-    assert time.monotonic() - ended < 2
+    whole = sum(sum(line[n] or 0.0 for n in ("train_seconds", "eval_seconds", "log_seconds")) for line in folder.epochs)
+    share = sum(waits) / whole
+    print(
+        f"{way}: {60 * 25 / whole:.0f} epochs/min, {60 * 25 / (whole - sum(waits)):.0f} without tracking ({share:.2%})"
+    )
+    assert len(waits) == 25
+    assert share < 0.05
+    assert sum(ends) < 2 + 3, "the limit, and the end of a process on a busy machine"
     if way != "slow":
         (line,) = warned
         assert "track --sync" in line
@@ -212,7 +225,7 @@ def test_sigterm_ends_a_run_within_seconds(tmp_path: Path) -> None:
         _, err = run.communicate(timeout=60)
     assert time.monotonic() - began < 25, "two seconds for the store, and the end of a process on a busy machine"
     assert run.returncode == 130
-    assert err.splitlines()[-1] == "noisysam: stopped; the last whole epoch is saved: the same command resumes"
+    assert err.splitlines()[-1] == "noisysam: stopped after the last complete epoch; the same command resumes"
     (record,) = tmp_path.glob("runs/*/record.json")
     assert json.loads(record.read_text())["status"] == "interrupted"
 
