@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from noisysam.core.errors import UserError
+from noisysam.core.errors import DamagedFile, UserError
 from noisysam.report.statistics import share_interval
 from noisysam.runs.record import RunFolder, load_study
 
@@ -29,8 +29,8 @@ WHOLE = ("variant", "revisions", "method_options", "matrix")  # of a cell: what 
 
 def read_cells(store: Path, study: str) -> list[Cell]:
     """The cells of a study in the order of its plan. A row whose cells differ in more than noise and seed is split,
-    and its name says by what. A record that cannot be read, or that is not of the run whose place it takes, gives no
-    number: its cell's status is ``broken`` or ``foreign``."""
+    and its name says by what. A record that cannot be read gives no number: its
+    cell's status is ``damaged``."""
     plan = load_study(store, study)["cells"]
     return [
         _flat(cell, variant, _record(store, cell["key"])) for cell, variant in zip(plan, _variants(plan), strict=True)
@@ -39,12 +39,9 @@ def read_cells(store: Path, study: str) -> list[Cell]:
 
 def _record(store: Path, key: str) -> Mapping[str, Any]:
     try:
-        record = RunFolder(store, key).record or {}
-    except UserError as error:
-        return {"status": "broken", "error": str(error)}
-    if record and record.get("key") != key:
-        return {"status": "foreign", "error": f"its folder holds the record of run {record.get('key')}"}
-    return record
+        return RunFolder(store, key).record or {}
+    except DamagedFile as error:
+        return {"status": "damaged", "error": str(error)}
 
 
 def _variants(plan: Sequence[Mapping[str, Any]]) -> list[str]:

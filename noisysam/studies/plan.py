@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from noisysam import data
 from noisysam.core import files
-from noisysam.core.errors import UserError
+from noisysam.core.errors import FieldError, UserError
 from noisysam.runs import record as record_files
 from noisysam.runs.config import RunConfig, validate
 from noisysam.runs.problem import load_dataset, noise_labels
+from noisysam.runs.schema import RECORD_SCHEMA
 from noisysam.studies.study_file import Lines, Place, StudyFile, Values, _read, read
 
 
@@ -103,17 +103,9 @@ class Where:
         """The configuration, or a ``UserError`` with the line of the field at fault."""
         try:
             return validate(values)
-        except UserError as error:
-            cause, message = error.__context__, str(error)
-            loc = cause.errors()[0]["loc"] if isinstance(cause, ValidationError) else ()
-            if loc:
-                field: str | None = str(loc[0])
-                message = message.replace(f"--{field}".replace("_", "-"), str(field), 1)
-            else:  # what the registries refuse: they name the value
-                quoted = [name for name, value in values.items() if isinstance(value, str) and repr(value) in message]
-                unknown = [name for name in values if name not in RunConfig.model_fields]
-                field = next(iter([*unknown, *quoted]), None)
-            raise UserError(f"{self(field)}, row {self.row!r}: {message}") from None
+        except FieldError as error:
+            message = error.line(str(error.field))
+            raise UserError(f"{self(error.field)}, row {self.row!r}: {message}") from None
 
 
 def _check(path: Path, study: StudyFile, lines: Lines) -> None:
@@ -242,7 +234,7 @@ def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
     today = datetime.now(UTC).date().isoformat()
     added |= {str(seed): today for seed in seeds if seed not in planned and str(seed) not in added}
     content = {
-        "schema": record_files.RECORD_SCHEMA,
+        "schema": RECORD_SCHEMA,
         "name": path.stem,
         "file": path.read_text(),
         "published": study.published,

@@ -32,7 +32,7 @@ SAID = {
 }
 
 
-STATES = ("finished", "running", "interrupted", "failed", "to do")
+STATES = ("finished", "running", "interrupted", "failed", "damaged", "to do")
 
 
 def status(name: str, cells: Sequence[Cell], store: Path) -> Group:
@@ -47,10 +47,13 @@ def status(name: str, cells: Sequence[Cell], store: Path) -> Group:
     parts: list[RenderableType] = [table]
     running = [cell_status(cell, store) for cell in cells if states[cell.key] == "running"]
     failed = [cell_status(cell, store) for cell in cells if states[cell.key] == "failed"]
+    damaged = [cell_status(cell, store) for cell in cells if states[cell.key] == "damaged"]
     if running:
         parts += [Text("\nrunning"), _running(running)]
     if failed:
         parts += [Text("\nfailed"), *(Text(f"{s.cell.label}: {s.error}") for s in failed)]
+    if damaged:
+        parts += [Text("\ndamaged records"), *(Text(f"{s.cell.label}: {s.error}") for s in damaged)]
     left = len(cells) - total["finished"]
     cost = forecast(cells, store, states)
     text = "" if not left else ": " + ("cost unknown until a cell of each row has run" if cost is None
