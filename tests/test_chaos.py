@@ -69,7 +69,7 @@ def test_what_lies_beside_a_finished_run_is_removed(cells: list[Cell], tmp_path:
             (held.path / name).touch()
         Sweep(cells, tmp_path, TrainCell(tmp_path), Inline())
         assert {path.name for path in held.path.iterdir()} == {"record.json", "status.json", "lock", *left}
-    assert {path.name for path in free.path.iterdir()} == {"record.json", "lock"}
+    assert {path.name for path in free.path.iterdir()} == {"record.json", "status.json", "lock"}
 
 
 @pytest.mark.slow

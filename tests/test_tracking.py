@@ -112,7 +112,10 @@ def content(uri: str, experiment: str) -> dict[str, Any]:
 def test_a_finished_run_arrives_whole(tmp_path: Path, uri: str, experiment: str) -> None:
     folder = make_folder(tmp_path)
     (folder.path / "weights.safetensors").write_bytes(b"weights")
-    cells = [{"row": "sam", "key": "00ff"}, {"row": "sgd", "key": "other"}]
+    cells = [
+        {"row": row, "key": key, "noise": 0.8, "seed": 3, "config": {}}
+        for row, key in (("sam", "00ff"), ("sgd", "other"))
+    ]
     write_json(tmp_path / "studies" / "table4.json", {"schema": 1, "file": "", "name": "table4", "cells": cells})
     assert Tracker(folder, uri, experiment, parent_run_id="p" * 32).sync(final=True)
 

@@ -161,6 +161,7 @@ def _status(name: str, cells: Sequence[Any], store: Path) -> None:
 
 def _list_cells(cells: Sequence[Any], store: Path) -> None:
     from noisysam.studies import state as states
+    from noisysam.studies.status import extent
     from noisysam.training.progress import duration
 
     found = {cell.key: states.state(cell, store) for cell in cells}
@@ -173,7 +174,7 @@ def _list_cells(cells: Sequence[Any], store: Path) -> None:
         if seconds is None
         else f"about {duration(seconds)} one by one"
     )
-    click.echo(f"{len(cells)} cells, {left} to do" + (f": {cost}" if left else ""))
+    click.echo(f"{extent(cells)}, {left} to do" + (f": {cost}" if left else ""))
 
 
 def _train(

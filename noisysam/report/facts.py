@@ -1,5 +1,6 @@
 """How the runs of a study were made, and what its tables show: facts that stand below the results."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from noisysam.core.registry import summary
@@ -23,7 +24,7 @@ def _facts(cells: Sequence[Cell], study: str, plan: StudyPlan) -> list[tuple[str
     """What the runs have in common, and what the tables show."""
     done = finished(cells)
     dates = sorted(str(cell[name])[:10] for cell in done for name in ("started", "ended"))
-    failed = sum(cell["status"] == "failed" for cell in cells)
+    runs = Counter(cell["status"] for cell in tables.runs(cells))
     models = dict.fromkeys(f"{cell['model']} ({cell['parameters']:,} parameters)" for cell in done)
     added = sorted(plan.get("added_seeds", {}))
     return [
@@ -58,8 +59,12 @@ def _facts(cells: Sequence[Cell], study: str, plan: StudyPlan) -> list[tuple[str
             "Seeds",
             joined(sorted({cell["seed"] for cell in cells})) + (f" (added later: {joined(added)})" if added else ""),
         ),
-        ("Runs", f"{len(done)} finished, {failed} failed, {len(cells) - len(done) - failed} missing"),
-        ("Training", f"{sum(cell['train_seconds'] for cell in done) / 3600:.2f} hours in all"),
+        (
+            "Runs",
+            f"{runs['finished']} finished, {runs['failed']} failed,"
+            f" {runs.total() - runs['finished'] - runs['failed']} missing",
+        ),
+        ("Training", f"{sum(cell['train_seconds'] for cell in tables.runs(done)) / 3600:.2f} hours in all"),
         ("Spread", _spread(summary_table(cells))),
     ]
 

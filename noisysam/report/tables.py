@@ -45,10 +45,12 @@ def _record(store: Path, key: str) -> Mapping[str, Any]:
 
 
 def _variants(plan: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each cell the settings, apart from noise and seed, that differ within its row."""
+    """For each cell the settings that differ within its row, apart from noise, seed, and what the study sets for single
+    noise rates."""
     configs = []
     for cell in plan:
-        config = {k: v for k, v in cell["config"].items() if k not in ("noise", "noise_type", "seed")}
+        apart = {"noise", "noise_type", "seed", *cell.get("for_rate", ())}
+        config = {k: v for k, v in cell["config"].items() if k not in apart}
         if config.get("noise_seed") == cell["seed"]:
             del config["noise_seed"]
         configs.append(config)
@@ -140,6 +142,11 @@ def _first_line(error: str | None) -> str | None:
 def finished(cells: Iterable[Cell]) -> list[Cell]:
     """The cells that have results."""
     return [cell for cell in cells if cell["status"] == "finished"]
+
+
+def runs(cells: Iterable[Cell]) -> list[Cell]:
+    """Each run once: rows may share one."""
+    return list({cell["key"]: cell for cell in cells}.values())
 
 
 def check(cells: Sequence[Cell], study: str) -> None:

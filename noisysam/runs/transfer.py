@@ -248,7 +248,14 @@ def _renamed(archive: Archive, name: str | None) -> dict[str, StudyPlan]:
 def _differences(ours: StudyPlan, theirs: StudyPlan) -> list[str]:
     """What differs between two plans that have one name."""
     parts = {"cells": "plan", "published": "published tables", "claims": "claims", "planned_seeds": "planned seeds"}
-    return [text for part, text in parts.items() if (ours.get(part) or []) != (theirs.get(part) or [])]
+    return [text for part, text in parts.items() if _part(ours, part) != _part(theirs, part)]
+
+
+def _part(plan: StudyPlan, part: str) -> Any:
+    if part != "cells":
+        return plan.get(part) or []
+    # ``for_rate``: an earlier version did not keep it
+    return [{name: value for name, value in cell.items() if name != "for_rate"} for cell in plan["cells"]]
 
 
 def _take_run(archive: Archive, key: str, store: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from noisysam.core.errors import DamagedFile
 from noisysam.runs.config import RunConfig
 from noisysam.runs.record import RunFolder
-from noisysam.studies.plan import Cell
+from noisysam.studies.plan import Cell, runs
 
 SAMPLE = 10  # finished cells of a row that a forecast looks at
 
@@ -110,7 +110,7 @@ def forecast(cells: Sequence[Cell], store: Path, states: Mapping[str, str] | Non
     """Seconds of training that the unfinished cells will take, from finished ones with the same row; None where
     nothing like them has run."""
     states = states or {cell.key: state(cell, store) for cell in cells}
-    left = [cell for cell in cells if states[cell.key] != "finished"]
+    left = [cell for cell in runs(cells) if states[cell.key] != "finished"]
     known = seconds(cells, store, states)
     if not left or any(cell.row not in known for cell in left):
         return None

@@ -15,7 +15,7 @@ from noisysam.core.errors import RunFailed, RunLocked, UserError
 from noisysam.data.datasets import Dataset
 from noisysam.runs.record import RunFolder
 from noisysam.studies.engines.base import CellOutcome, Engine, Job
-from noisysam.studies.plan import Cell
+from noisysam.studies.plan import Cell, runs
 from noisysam.studies.state import longest_first, reason, state
 from noisysam.training import checkpoint
 
@@ -47,7 +47,7 @@ class Sweep:
         retry_failed: bool = False,
         deadline: float | None = None,
     ) -> None:
-        cells = list({cell.key: cell for cell in reversed(cells)}.values())[::-1]  # rows may share a run
+        cells = runs(cells)
         self.cells, self.store, self.job, self.engine = cells, store, job, engine
         self.retries, self.deadline = retries, deadline
         states = {cell.key: state(cell, store) for cell in cells}
