@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from samples import complete
 
 from noisysam.core.errors import RunFailed, UserError
-from noisysam.runs.record import RECORD_SCHEMA, RunFolder
+from noisysam.runs.record import RunFolder
 from noisysam.studies import plan as plans
 from noisysam.studies.engines.base import Inline
 from noisysam.studies.plan import Cell
@@ -57,7 +58,7 @@ def test_what_lies_beside_a_finished_run_is_removed(cells: list[Cell], tmp_path:
     left = {"checkpoint.pt", "checkpoint.previous.pt", FAILURES, ".record.json.77"}
     for cell in cells:
         folder = RunFolder(tmp_path, cell.key)
-        folder.write({"schema": RECORD_SCHEMA, "key": cell.key, "status": "finished"})
+        folder.write(complete({"key": cell.key}))
         with folder.lock():
             pass
         for name in left:
@@ -67,8 +68,8 @@ def test_what_lies_beside_a_finished_run_is_removed(cells: list[Cell], tmp_path:
         for name in left:
             (held.path / name).touch()
         Sweep(cells, tmp_path, TrainCell(tmp_path), Inline())
-        assert {path.name for path in held.path.iterdir()} == {"record.json", "lock", *left}
-    assert {path.name for path in free.path.iterdir()} == {"record.json", "lock"}
+        assert {path.name for path in held.path.iterdir()} == {"record.json", "status.json", "lock", *left}
+    assert {path.name for path in free.path.iterdir()} == {"record.json", "status.json", "lock"}
 
 
 @pytest.mark.services

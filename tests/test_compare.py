@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from samples import complete
 
 from noisysam.core.errors import UserError
 from noisysam.core.files import write_json
@@ -14,14 +15,14 @@ from noisysam.tracking.pages import comparison as page
 
 
 def record(key: str, opt: str, last: float, **changes: Any) -> dict[str, Any]:
-    return {
+    return complete({
         "schema": 1, "key": key, "status": "finished", "oracle": [], "resolved": {"precision": "fp32"},
         "config": {"dataset": "digits", "noise": 0.4, "method": "ce", "opt": opt, "rho": 0.2},
         "optimizer_options": {"rho": 0.2} if opt == "sam" else {}, "method_options": {},
         "noise": {"digest": "ab" * 32, "flip_rate": 0.36},
         "results": {"last": last, "best": 0.9, "nll": 1.5},
         "cost": {"gradient_evaluations": 2.0 if opt == "sam" else 1.0, "train_seconds": 12.3}, **changes,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 @pytest.fixture

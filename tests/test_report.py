@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from samples import complete
 from scipy import stats
 
 from noisysam.core.errors import UserError
@@ -46,7 +47,7 @@ def make_config(row: str, noise: float, seed: int) -> dict[str, Any]:
 def make_record(row: str, noise: float, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng([list(ROWS).index(row), round(10 * noise), seed])
     perturbs = row.startswith("sam")
-    return {
+    made = {
         "schema": 1,
         "key": key(row, noise, seed),
         "status": "finished",
@@ -74,6 +75,7 @@ def make_record(row: str, noise: float, seed: int) -> dict[str, Any]:
         },
         "error": None,
     }
+    return complete(made)
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def store(tmp_path: Path) -> Path:
                     trace = "Traceback (most recent call last):\n  File\nValueError: it broke\n"
                     record |= {"status": "failed", "results": {}, "error": trace}
                 RunFolder(tmp_path, record["key"]).write(record)
-    write_json(study_path(tmp_path, "toy"), {"name": "toy", "file": "", "published": None, "cells": cells})
+    write_json(study_path(tmp_path, "toy"), {"schema": 1, "name": "toy", "file": "", "published": None, "cells": cells})
     return tmp_path
 
 
@@ -101,7 +103,7 @@ def edit(store: Path, name: str, **changes: Any) -> None:
     folder = RunFolder(store, name)
     record = folder.record
     assert record is not None
-    folder.write({**record, **changes})
+    folder.write(complete({**record, **changes}))
 
 
 def values(row: str, noise: float, measure: str, seeds: tuple[int, ...] = SEEDS) -> np.ndarray[Any, Any]:

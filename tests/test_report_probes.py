@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from samples import complete
 
 from noisysam.core.files import write_json
 from noisysam.report import probe_figures, probes, read_cells, report
 from noisysam.report.document import section_markdown
-from noisysam.runs.record import PROBE_SCHEMA, RECORD_SCHEMA, RunFolder, study_path
+from noisysam.runs.record import RunFolder, study_path
+from noisysam.runs.schema import PROBE_SCHEMA, RECORD_SCHEMA
 
 ROWS, RATES, SEEDS = ("sgd", "sam"), (0.2, 0.4), (0, 1)
 PARTS = ("clean", "noisy", "test")
@@ -33,7 +35,7 @@ def key(row: str, noise: float, seed: int) -> str:
 def record(row: str, noise: float, seed: int) -> dict[str, Any]:
     config = {"dataset": "cifar10", "noise_type": "symmetric", "noise": noise, "seed": seed, "noise_seed": seed,
               "opt": row, "method": "ce", "epochs": 2}  # fmt: skip
-    return {
+    return complete({
         "schema": RECORD_SCHEMA, "key": key(row, noise, seed), "status": "finished", "config": config,
         "optimizer_options": {}, "resolved": {"device_name": "a CPU", "precision": "fp32", "threads": 1},
         "oracle": [], "revisions": {}, "data": {"train": 100}, "model": {"name": "resnet8", "parameters": 10},
@@ -41,7 +43,7 @@ def record(row: str, noise: float, seed: int) -> dict[str, Any]:
         "environment": {"commit": "abc"}, "started": "2026-11-20T18:00", "ended": "2026-11-20T19:00",
         "results": {"last": 0.5, "selected": 0.5, "best": 0.5}, "error": None,
         "cost": {"gradient_samples": 200, "train_seconds": 60.0, "images_per_second": 10.0},
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def found(probe: str, row: str, noise: float, seed: int, moments: int = 3) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def store(tmp_path: Path) -> Path:
                 for probe in ("sharpness", "landscape", "mechanism", "quantise"):
                     if (row, noise, seed) != ("sam", 0.4, 1):
                         look(tmp_path, made["key"], probe, found(probe, row, noise, seed))
-    write_json(study_path(tmp_path, "toy"), {"name": "toy", "file": "", "published": None, "cells": cells})
+    write_json(study_path(tmp_path, "toy"), {"schema": 1, "name": "toy", "file": "", "published": None, "cells": cells})
     return tmp_path
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import complete
 
 from noisysam import cli
 from noisysam.core.errors import UserError
 from noisysam.runs.config import RunConfig
-from noisysam.runs.record import RECORD_SCHEMA, RunFolder
+from noisysam.runs.record import RunFolder
+from noisysam.runs.schema import RECORD_SCHEMA
 from noisysam.studies import plan as plans
 from noisysam.studies import study_file, tuning
 from noisysam.studies.engines.base import CellOutcome
@@ -62,7 +64,7 @@ class Trainer:
             if cell.config.lr > 0.9:
                 failed.append(CellOutcome(cell, "failed", "diverged"))
                 record["status"] = "failed"
-            folder.write(record)
+            folder.write(complete(record))
             lines = [{"stage": 0, "epoch": k, "val_accuracy": v, "test_accuracy": 1 - value}
                      for k, v in enumerate((0.99, value))]  # fmt: skip
             folder.write_epochs(lines)

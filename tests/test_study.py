@@ -11,6 +11,7 @@ import pytest
 from noisysam.cli.studies import bundled
 from noisysam.core.errors import UserError
 from noisysam.core.files import write_json
+from noisysam.report.tables import read_cells
 from noisysam.runs.config import RunConfig
 from noisysam.runs.problem import prepare
 from noisysam.runs.record import load_study, study_path
@@ -190,6 +191,33 @@ FAULTS = {
     ),
     "claims": ("rows: {a: {}}\nclaims:\n  - {nonsense: 1}\n", 3, "claims"),
 }  # fmt: skip
+
+
+def test_what_is_set_for_one_rate_is_kept_with_the_plan(write: Callable[..., Path], tmp_path: Path) -> None:
+    """So that the row stays one row of the report."""
+    text = BASE.replace("base: {", "base: {noise: {0.8: {batch: 64}}, ")
+    rows = "rows:\n  a: {opt: sam}\n  b: {opt: sam, noise: {0.8: {rho: paper, lr: 0.2}}}\n"
+    path = write(text + "grid: {noise: [0.4, 0.8]}\n" + rows)
+    cells = plans.plan(path)
+    assert {cell.row: cell.for_rate for cell in cells} == {"a": ("batch",), "b": ("batch", "lr", "rho")}
+    plans.save(path, cells, tmp_path / "runs")
+    kept = plans.load(tmp_path / "runs", path.stem)
+    assert [cell.for_rate for cell in kept] == [cell.for_rate for cell in cells]
+    variants = [cell["variant"] for cell in read_cells(tmp_path / "runs", path.stem)]
+    assert variants == [""] * len(cells)
+
+
+@pytest.mark.parametrize("name", ["table4-cpu"])
+def test_rows_of_the_bundled_study_stay_whole(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without its data: their digests are not needed here."""
+    monkeypatch.setattr(plans.Digests, "__call__", lambda self, config: {"data": "d", "labels": "l"})
+    path = bundled(name)
+    cells = plans.plan(path)
+    plans.save(path, cells, tmp_path)
+    rows = list(study_file.read(path).rows)
+    assert list(dict.fromkeys(cell["row"] for cell in read_cells(tmp_path, name))) == rows
+    shared = [cell for cell in cells if cell.row == "SAM (paper's radius)" and cell.config.noise != 0.8]
+    assert len(plans.runs(cells)) == len(cells) - len(shared) == len({cell.key for cell in cells})
 
 
 def test_rows_share_a_run_and_name_their_own_seeds(write: Callable[..., Path]) -> None:

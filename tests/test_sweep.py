@@ -17,13 +17,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from samples import STUDY as TINY_STUDY
+from samples import complete
 
 from noisysam import cli
 from noisysam.core.errors import RunFailed, UserError
 from noisysam.core.files import write_json
 from noisysam.data.datasets import Dataset
 from noisysam.runs.config import RunConfig
-from noisysam.runs.record import RECORD_SCHEMA, RunFolder
+from noisysam.runs.record import RunFolder
+from noisysam.runs.schema import RECORD_SCHEMA
 from noisysam.studies import plan as plans
 from noisysam.studies import selection
 from noisysam.studies import state as states
@@ -32,6 +35,7 @@ from noisysam.studies import sweep as sweeping
 from noisysam.studies.engines.base import CellOutcome, Inline
 from noisysam.studies.plan import Cell
 from noisysam.studies.sweep import FAILURES, Sweep, TrainCell
+from noisysam.training.fit import fit
 
 STUDY = """\
 base: {dataset: digits, model: resnet8, width: 0.25, epochs: 2, train_subset: 100}
@@ -66,7 +70,7 @@ def put(store: Path, cell: Cell, status: str = "finished", seconds: float = 1.0,
     """A record in the store as if the cell had run."""
     cost = {"train_seconds": seconds, "eval_seconds": seconds / 2}
     record = {"schema": RECORD_SCHEMA, "key": cell.key, "status": status, "cost": cost, "results": {"last": 0.5}}
-    RunFolder(store, cell.key).write({**record, "error": error})
+    RunFolder(store, cell.key).write(complete({**record, "error": error}))
 
 
 @dataclass
@@ -160,12 +164,17 @@ def test_states_of_records(cells: list[Cell], store: Path) -> None:
         put(store, cell, status)
         assert states.state(cell, store) == status
         assert states.finished(cell, store) == (status == "finished")
-    other = {"status": "finished", "schema": RECORD_SCHEMA, "key": cells[4].key}  # any order of the fields will do
+    other = complete({"key": cells[4].key})  # of a version that wrote no status
     write_json(store / cells[4].key / "record.json", other)
     assert states.state(cells[4], store) == "finished"
     write_json(store / cells[5].key / "record.json", {**other, "schema": RECORD_SCHEMA + 1})
-    with pytest.raises(UserError, match="schema"):
-        states.state(cells[5], store)
+    assert states.state(cells[5], store) == "damaged"
+    put(store, cells[6])
+    (store / cells[6].key / "record.json").write_text("{")  # its status still says finished
+    assert states.state(cells[6], store) == "damaged"
+    put(store, cells[7], "running")
+    (store / cells[7].key / "status.json").write_text("")
+    assert states.state(cells[7], store) == "running"
 
 
 def test_status_reads_records_alone(
@@ -184,14 +193,89 @@ def test_status_reads_records_alone(
     console.print(status_table.status("one", plans.load(store, "one"), store))
     shown = console.export_text()
     table = {line.split()[0]: line.split()[1:] for line in shown.splitlines()[1:4]}
-    assert table["SGD"][:5] == ["2", "2", "0", "0", "0"]
-    assert table["SAM"][:5] == ["2", "0", "0", "1", "1"]
-    assert table["all"][:5] == ["4", "2", "0", "1", "1"]
+    assert table["SGD"] == ["2", "2", "0", "0", "0", "0"]
+    assert table["SAM"] == ["2", "0", "0", "1", "0", "1"]
+    assert table["all"] == ["4", "2", "0", "1", "0", "1"]
     assert re.search(r"SGD \| symmetric 0 \| seed 5 +stage 2, epoch 1/2 +\d+ s ago", shown)
     assert re.search(r"SGD \| symmetric 0.2 \| seed 5 +first epoch", shown)
     assert "SAM | symmetric 0 | seed 5: ValueError: no luck" in shown
     assert "one: 8 cells, 4 to do: about 4 min one by one" in shown
     assert {file: file.stat().st_mtime_ns for file in store.rglob("*")} == before
+
+
+def test_a_run_that_rows_share_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "two.yaml"
+    path.write_text(
+        "base: {dataset: digits, model: resnet8, epochs: 2}\ngrid: {noise: [0.4, 0.8]}\n"
+        "rows:\n  SAM: {opt: sam, rho: 0.1}\n  paper: {opt: sam, rho: 0.1, noise: {0.8: {rho: 0.05}}}\n"
+    )
+    cells, store = plans.plan(path), tmp_path / "runs"
+    assert (len(cells), len(plans.runs(cells))) == (4, 3)
+    plans.save(path, cells, store)
+    put(store, cells[0], seconds=40.0)  # of both rows
+    console = Console(width=200, record=True)
+    console.print(status_table.status("two", cells, store))
+    shown = console.export_text()
+    table = {line.split()[0]: line.split()[1:] for line in shown.splitlines()[1:4]}
+    assert table["all"] == ["1", "0", "0", "0", "0", "2"]
+    assert "two: 4 cells (3 runs), 2 to do: about 2 min one by one" in shown
+    assert states.forecast(cells, store) == pytest.approx(2 * 60.0)
+    assert states.forecast([*cells, *cells], store) == pytest.approx(2 * 60.0)
+    parts = [selection.select(cells, shard=f"{n}/2") for n in (1, 2)]
+    assert not {c.key for c in parts[0]} & {c.key for c in parts[1]}
+    assert {c.key for part in parts for c in part} == {c.key for c in cells}
+    sweep = Sweep(cells, store, Job(store), Inline())
+    assert (len(sweep.cells), sweep.finished, sweep.left) == (3, 1, 2)
+
+
+def test_a_damaged_record_is_named_and_the_others_go_on(path: Path, cells: list[Cell], store: Path) -> None:
+    plans.save(path, cells, store)
+    for cell in cells[:3]:
+        put(store, cell)
+    place = store / cells[1].key / "record.json"
+    place.write_text("{")
+    console = Console(width=200, record=True)
+    console.print(status_table.status("one", plans.load(store, "one"), store))
+    shown = console.export_text()
+    assert f"{cells[1].label}: {place}: cannot be read as JSON" in shown
+    assert "one: 8 cells, 6 to do" in shown
+    job = TrainCell(store)
+    with pytest.warns(UserWarning, match=r"record\.json"):
+        assert job.threads_of(cells[1]) == 1
+    (outcome,) = Sweep([cells[1]], store, job, Inline()).run()
+    assert outcome.state == "failed"
+    assert outcome.error is not None
+    assert outcome.error.startswith(f"{place}: cannot be read as JSON")
+    assert outcome.error.endswith(f"; delete {place.parent} to train the run again")
+    assert Sweep(cells, store, job, Inline()).finished == 2
+
+
+class Stop:
+    """Ends a training after its first epoch, as Ctrl-C does."""
+
+    def step(self, *_: object) -> None: ...
+
+    def epoch(self, *_: object) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"schema": 1}'])
+def test_a_run_with_a_checkpoint_resumes_over_a_damaged_record(damage: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(TINY_STUDY)
+    cell = plans.plan(tmp_path / "s.yaml")[0]
+    whole = fit(cell.config, store=tmp_path / "whole")
+    store = tmp_path / "runs"
+    with pytest.raises(KeyboardInterrupt):
+        fit(cell.config, store=store, progress=Stop())
+    (store / cell.key / "record.json").write_text(damage)
+    with pytest.warns(UserWarning, match="the run resumes from its checkpoint"):
+        assert [outcome.state for outcome in Sweep([cell], store, TrainCell(store), Inline()).run()] == ["finished"]
+    record = RunFolder(store, cell.key).record
+    assert record is not None
+    assert record["results"] == whole.record["results"]
+    assert [line["train_loss"] for line in RunFolder(store, cell.key).epochs] == [
+        line["train_loss"] for line in RunFolder(tmp_path / "whole", cell.key).epochs
+    ]
 
 
 # what they will cost
@@ -588,7 +672,7 @@ def trained(store: Path, cell: Cell) -> None:
     record |= {"noise": {"type": "symmetric", "rate": 0.2, "flip_rate": 0.2, "digest": "ab" * 32}}
     record |= {"environment": {"commit": "abc"}, "started": "2026-11-22T18:00:00+00:00"}
     record |= {"ended": "2026-11-22T18:05:00+00:00", "results": {"last": 0.5}, "cost": {"steps": 3}}
-    RunFolder(store, cell.key).write(record)
+    RunFolder(store, cell.key).write(complete(record))
     RunFolder(store, cell.key).write_epochs([{"stage": 0, "epoch": 0, "time": 1763836000.0, "test_accuracy": 0.5}])
 
 
@@ -705,7 +789,7 @@ def test_planning_ten_thousand_cells(tmp_path: Path) -> None:
         (store / cell.key).mkdir(parents=True)
         record = {"schema": RECORD_SCHEMA, "key": cell.key, "status": "finished", "noise": card}
         record |= {"config": cell.config.model_dump(mode="json"), "cost": {"train_seconds": 1, "eval_seconds": 1}}
-        (store / cell.key / "record.json").write_text(json.dumps(record, indent=1))
+        (store / cell.key / "record.json").write_text(json.dumps(complete(record), indent=1))
     times = [time.process_time()]
     cells = plans.plan(path)
     times.append(time.process_time())

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from samples import complete
 
 from noisysam import tracking
 from noisysam.core.errors import RunFailed, UserError
@@ -27,7 +28,7 @@ STARTED, ENDED = "2026-11-22T18:00:00+00:00", "2026-11-22T18:05:00+00:00"
 
 def make_record(key: str, **changes: Any) -> dict[str, Any]:
     """A finished record as the training writes it, cut to what matters here."""
-    return {
+    made = {
         "schema": 1,
         "key": key,
         "status": "finished",
@@ -44,6 +45,7 @@ def make_record(key: str, **changes: Any) -> dict[str, Any]:
         "error": None,
         **changes,
     }
+    return complete(made)
 
 
 def make_epochs(count: int) -> list[dict[str, float | None]]:
@@ -110,8 +112,11 @@ def content(uri: str, experiment: str) -> dict[str, Any]:
 def test_a_finished_run_arrives_whole(tmp_path: Path, uri: str, experiment: str) -> None:
     folder = make_folder(tmp_path)
     (folder.path / "weights.safetensors").write_bytes(b"weights")
-    cells = [{"row": "sam", "key": "00ff"}, {"row": "sgd", "key": "other"}]
-    write_json(tmp_path / "studies" / "table4.json", {"name": "table4", "cells": cells})
+    cells = [
+        {"row": row, "key": key, "noise": 0.8, "seed": 3, "config": {}}
+        for row, key in (("sam", "00ff"), ("sgd", "other"))
+    ]
+    write_json(tmp_path / "studies" / "table4.json", {"schema": 1, "file": "", "name": "table4", "cells": cells})
     assert Tracker(folder, uri, experiment, parent_run_id="p" * 32).sync(final=True)
 
     run_id, facts, history, params, tags, inputs, files = content(uri, experiment)["00ff"]

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
         click.echo(json.dumps({"key": result.key, "folder": str(result.folder), **result.record}))
 
 
-def show_result(record: dict[str, Any]) -> None:
+def show_result(record: Mapping[str, Any]) -> None:
     """Print the results of a run."""
     from noisysam.runs.measures import MEASURE
     from noisysam.training.progress import duration, percent

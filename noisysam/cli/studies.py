@@ -161,6 +161,7 @@ def _status(name: str, cells: Sequence[Any], store: Path) -> None:
 
 def _list_cells(cells: Sequence[Any], store: Path) -> None:
     from noisysam.studies import state as states
+    from noisysam.studies.status import extent
     from noisysam.training.progress import duration
 
     found = {cell.key: states.state(cell, store) for cell in cells}
@@ -173,7 +174,7 @@ def _list_cells(cells: Sequence[Any], store: Path) -> None:
         if seconds is None
         else f"about {duration(seconds)} one by one"
     )
-    click.echo(f"{len(cells)} cells, {left} to do" + (f": {cost}" if left else ""))
+    click.echo(f"{extent(cells)}, {left} to do" + (f": {cost}" if left else ""))
 
 
 def _train(
@@ -203,8 +204,9 @@ def _train(
             for outcome in running.run():
                 what = outcome.error or status.SAID[outcome.state]
                 if outcome.state == "finished" and not blind:
-                    record = RunFolder(store, outcome.cell.key).record or {}
-                    what = f"{percent(record['results']['last'])} % at the last epoch"
+                    record = RunFolder(store, outcome.cell.key).sound_record
+                    last = None if record is None else record["results"]["last"]
+                    what = f"{percent(last)} % at the last epoch"
                 elif outcome.state == "again":
                     what += " (will be retried)"
                 note(f"[{running.finished}/{len(running.cells)}] {outcome.cell.label}: {what}")
@@ -349,8 +351,16 @@ def export(study: str, target: Path, store: Path, weights: bool) -> None:
 @cli.command("import", short_help="Add exported records to the store.")
 @click.argument("source", type=click.Path(path_type=Path))
 @store_option
-def import_(source: Path, store: Path) -> None:
-    """Add the exported runs in the folder SOURCE to the store. A sweep then skips them."""
-    from noisysam.runs.transfer import import_study
+@click.option("--as", "name", metavar="NAME", help="another name for the study in the store")
+@click.option("--plugin", type=click.Path(path_type=Path), help="Python file that the runs were trained with")
+@click.option("--check", is_flag=True, help="verify the archive and list what it holds; import nothing")
+def import_(source: Path, store: Path, name: str | None, plugin: Path | None, check: bool) -> None:
+    """Add the exported runs in the folder SOURCE to the store. A sweep then skips them. Every file is verified before
+    anything is written."""
+    from noisysam.runs import transfer
 
-    click.echo(f"{import_study(source, store)} new runs were added to {store}")
+    if check:
+        for line in transfer.contents(source, store, plugin):
+            click.echo(line)
+        return
+    click.echo(f"{transfer.import_study(source, store, name, plugin)} new runs were added to {store}")

@@ -1,25 +1,28 @@
-"""Files that are whole or absent: atomic writes, strict JSON, digests."""
+"""Atomic writes, strict JSON, digests."""
 
 import hashlib
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from noisysam.core.errors import UserError
+from noisysam.core.errors import DamagedFile
 
-if TYPE_CHECKING:
-    pass
+
+def temporary_name(path: Path) -> Path:
+    """A path beside ``path`` that no other process uses, on any machine; hidden, so that leftovers are recognised."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the place of ``path`` when the block ends well; durable before it does."""
+    """A temporary path that replaces ``path`` if the block succeeds, after its content has reached the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -51,13 +54,13 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ``UserError`` with the fault."""
+    """A JSON object from a file."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedFile(path, f"cannot be read as JSON ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON object was expected")
+        raise DamagedFile(path, "a JSON object was expected")
     return content
 
 

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from noisysam.core.errors import UserError
+from noisysam.core.errors import UnknownName
 
 T = TypeVar("T")
 
@@ -35,12 +35,12 @@ class Registry(Generic[T]):
         return file
 
     def __getitem__(self, name: str) -> T:
-        """The component called ``name``; ``UserError`` with the nearest names where there is none."""
+        """The component called ``name``; ``UnknownName`` with the nearest names where there is none."""
         if name in self._items:
             return self._items[name]
         near = difflib.get_close_matches(name, self._items, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown {self.kind} {name!r}{hint} (known: {', '.join(self._items)})")
+        raise UnknownName(self.kind, name, f"{hint} (known: {', '.join(self._items)})")
 
     def __contains__(self, name: object) -> bool:
         return name in self._items

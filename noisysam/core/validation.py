@@ -1,20 +1,31 @@
 """Validation errors of pydantic as one line."""
 
 import reprlib
+from typing import Any
 
 from pydantic import ValidationError
 
 
-def explain(error: ValidationError, prefix: str = "--") -> str:
-    """The first fault of a pydantic error as one line."""
+def fault(error: ValidationError) -> tuple[str | None, Any, str]:
+    """The first fault of a pydantic error: its field, the value that was given, and the reason."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if not first["loc"]:
-        return message
-    # without a prefix the place in a file in full, which may be nested; with one, an option
-    field = prefix + str(first["loc"][0]).replace("_", "-") if prefix else ".".join(map(str, first["loc"]))
+        return None, first["input"], message
     if first["type"] == "extra_forbidden":
-        return f"{field}: there is no such option"
-    if first["type"] == "missing":
-        return f"{field}: missing"
-    return f"{field}: {message} (got {reprlib.repr(first['input'])})"
+        message = "there is no such option"
+    elif first["type"] == "missing":
+        message = "missing"
+    else:
+        message += f" (got {reprlib.repr(first['input'])})"
+    return ".".join(map(str, first["loc"])), first["input"], message
+
+
+def explain(error: ValidationError, prefix: str = "--") -> str:
+    """The first fault of a pydantic error as one line. The field is named after ``prefix``, as an option; without a
+    prefix, by its whole place in a file."""
+    place, _, message = fault(error)
+    if place is None:
+        return message
+    field = prefix + place.partition(".")[0].replace("_", "-") if prefix else place
+    return f"{field}: {message}"

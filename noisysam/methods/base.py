@@ -245,10 +245,10 @@ def validated(name: str, cls: type[Method], given: Mapping[str, Any]) -> BaseMod
     """The options of a method class, checked."""
     from pydantic import ValidationError
 
-    from noisysam.core.errors import UserError
+    from noisysam.core.errors import OptionError
     from noisysam.core.validation import explain
 
     try:
         return cls.Options(**given)
     except ValidationError as error:
-        raise UserError(f"method {name}: " + explain(error, prefix="option ")) from None
+        raise OptionError("method", name, explain(error, prefix="option ")) from None

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from noisysam.core.errors import UserError
+from noisysam.core.files import temporary_name
 from noisysam.core.text import one_line
 from noisysam.data.datasets import checked_labels, read_npz
 
@@ -160,7 +160,7 @@ def _checksum(noisy: NoisyLabels) -> str:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of ``path`` when it is complete, and leaves nothing behind when it is not."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = temporary_name(path)
     try:
         with draft.open("wb") as file:
             yield file

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from noisysam.core.errors import UserError
+from noisysam.core.errors import FieldError
 from noisysam.optim.asam import ASAM
 from noisysam.optim.base import (
     OPTIMIZERS,
@@ -58,13 +58,12 @@ def options(
     """The validated options of optimizer ``name``; ``UserError`` names the option that is wrong."""
     member = OPTIMIZERS[name]
     values = dict(given)
-    flags = (("--rho", "rho", rho), ("--sam-m", "m", m), ("--ascent-steps", "ascent_steps", ascent_steps))
-    for flag, key, value in flags:
+    for field, key, value in (("rho", "rho", rho), ("sam_m", "m", m), ("ascent_steps", "ascent_steps", ascent_steps)):
         if value is None:
             continue
         if key not in member.Options.model_fields:
-            raise UserError(f"{flag}: optimizer {name} has no such option; give it only where it applies")
+            raise FieldError(field, value, f"optimizer {name} has no such option; give it only where it applies")
         if key in values:
-            raise UserError(f"{flag} and option {key} of optimizer {name} are both given: leave one out")
+            raise FieldError(field, value, f"option {key} of optimizer {name} is given too: leave one out")
         values[key] = value
     return checked(member, values)

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from noisysam.core.errors import UserError
+from noisysam.core.errors import OptionError, UserError
 from noisysam.core.objective import Closure, Objective
 from noisysam.core.registry import Registry
 from noisysam.core.task import Average, Rows
@@ -453,10 +453,10 @@ def checked(optimizer: type[SharpnessAware], values: Mapping[str, Any]) -> Optio
     try:
         options = optimizer.Options(**values)
     except ValidationError as error:
-        raise UserError(f"optimizer {optimizer.name}: " + explain(error, prefix="option ")) from None
+        raise OptionError("optimizer", optimizer.name, explain(error, prefix="option ")) from None
     for name, value in options:
         if isinstance(value, float) and abs(value) > LARGEST_OPTION:
-            raise UserError(f"optimizer {optimizer.name}: option {name}: should be at most {LARGEST_OPTION:g}")
+            raise OptionError("optimizer", optimizer.name, f"option {name}: should be at most {LARGEST_OPTION:g}")
     return options
 
 

@@ -31,7 +31,8 @@ from noisysam.data.loader import PLAIN_ROWS, Loader
 from noisysam.methods import Method, RunInfo
 from noisysam.runs.config import RunConfig, validate
 from noisysam.runs.problem import Problem, prepare
-from noisysam.runs.record import PROBE_SCHEMA, RunFolder, find_run
+from noisysam.runs.record import RunFolder, find_run
+from noisysam.runs.schema import PROBE_SCHEMA
 from noisysam.training import devices, metrics
 from noisysam.training.evaluator import Evaluator
 from noisysam.training.weights import read_networks
@@ -70,7 +71,7 @@ class Subject:
     in evaluation mode, float32, channels_last, on ``device``."""
 
     folder: RunFolder
-    record: dict[str, Any]
+    record: Mapping[str, Any]
     config: RunConfig
     problem: Problem
     loader: Loader
@@ -235,7 +236,7 @@ def choices(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, BaseM
     return chosen
 
 
-def _finished(folder: RunFolder) -> dict[str, Any]:
+def _finished(folder: RunFolder) -> Mapping[str, Any]:
     """The record of a finished run with weights."""
     record = folder.record
     if record is None or record["status"] != "finished":

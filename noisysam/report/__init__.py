@@ -1,13 +1,13 @@
 """Reports: from a study's finished records to tables, figures and verdicts. The same records give the same bytes."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from noisysam.core.errors import UserError
+from noisysam.core.errors import DamagedFile, UserError
 from noisysam.core.text import csv_cell
 from noisysam.report import claims, facts, figures, probes, published, sections, sentences, tables
 from noisysam.report.claims import Verdict
@@ -15,6 +15,7 @@ from noisysam.report.document import Document, Figure, Section, Table, section_m
 from noisysam.report.tables import WHOLE, Cell, Summary, finished, place_name, read_cells, summary_table
 from noisysam.runs import measures
 from noisysam.runs.record import RunFolder, load_study
+from noisysam.runs.schema import StudyPlan
 from noisysam.studies import claims as study_claims
 
 __all__ = ["Report", "read_cells", "report", "summary_table"]
@@ -37,15 +38,15 @@ def report(store: Path, study: str, target: Path) -> Report:
     the runs do not fit in one table."""
     plan, cells = load_study(store, study), read_cells(store, study)
     if not finished(cells):
-        broken = [cell["error"] for cell in cells if cell["status"] == "broken"]
-        raise UserError(broken[0] if broken else f"study {study} has no finished run yet: sweep it first")
+        damaged = [cell["error"] for cell in cells if cell["status"] == "damaged"]
+        raise UserError(damaged[0] if damaged else f"study {study} has no finished run yet: sweep it first")
     tables.check(cells, study)
     summaries = {m.name: summary_table(cells, m.name) for m in measures.shown("table")}
     means, places = summaries["last"], _places(cells)
     measured = {m.name: _measured(m.name, m.heading, cells, summaries[m.name], places) for m in measures.shown("table")}
     verdicts = _judge(plan, cells)
     rows = Section("Rows", tables=[Table("rows", tables.row_table(cells))])
-    epochs = {cell["key"]: RunFolder(store, cell["key"]).epochs for cell in finished(cells)}
+    epochs = {cell["key"]: _epochs(store, cell["key"]) for cell in finished(cells)}
     first = [
         Section("In short", lines=sentences.sentences(cells, means, verdicts)),
         measured.pop("last"),
@@ -78,6 +79,15 @@ def report(store: Path, study: str, target: Path) -> Report:
     return Report("\n".join(map(section_markdown, shown)), folder, means)
 
 
+def _epochs(store: Path, key: str) -> list[dict[str, float | None]]:
+    """The epochs of a run; none, with a warning, if they cannot be read."""
+    try:
+        return RunFolder(store, key).epochs
+    except DamagedFile as error:
+        warnings.warn(str(error), stacklevel=2)
+        return []
+
+
 def _places(cells: Sequence[Cell]) -> dict[str, tuple[str, str]]:
     """'row, noise' -> the anchor of its runs, and their seeds and keys."""
     found: dict[str, list[str]] = {}
@@ -108,7 +118,7 @@ def _measured(
                    figures=drawn)  # fmt: skip
 
 
-def _judge(plan: dict[str, Any], cells: Sequence[Cell]) -> list[Verdict]:
+def _judge(plan: StudyPlan, cells: Sequence[Cell]) -> list[Verdict]:
     """The claims of the study file; of a study that lists none the project's own whose rows are all there."""
     chosen = study_claims.parse(plan.get("claims") or [], "claims") or claims.applicable(study_claims.OURS, cells)
     seeds = plan.get("planned_seeds") or sorted({cell["seed"] for cell in cells})
@@ -132,7 +142,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> list[Section]:
     return [Section("Verdicts", tables=shown, figures=drawn)]
 
 
-def _published(plan: dict[str, Any], study: str, cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
+def _published(plan: StudyPlan, study: str, cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
     """Published tables: those that the study names, else Table 4 of the SAM paper if it has two of its rows."""
     named = plan.get("published") or (["sam-table4"] if published.beside("sam-table4", cells, summaries) else [])
     found = []

@@ -1,29 +1,30 @@
 """How the runs of a study were made, and what its tables show: facts that stand below the results."""
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from noisysam.core.registry import summary
 from noisysam.noise.base import NOISE
 from noisysam.report import claims, figures, tables
 from noisysam.report.document import Figure, Section, Table
 from noisysam.report.tables import INTERVALS, Cell, Summary, finished, joined, summary_table
+from noisysam.runs.schema import StudyPlan
 
 MATRICES = 4  # heat maps in a figure at most
 
 
-def sections(cells: Sequence[Cell], study: str, plan: dict[str, Any], judged: bool) -> list[Section]:
+def sections(cells: Sequence[Cell], study: str, plan: StudyPlan, judged: bool) -> list[Section]:
     """Recipe and data, noise, and where claims were judged the rules for that."""
     rules = [Section("How claims are judged", claims.RULES)] if judged else []
     lines = [f"{name}: {value}" for name, value in _facts(cells, study, plan)]
     return [*rules, Section("Recipe and data", lines=lines), _noise(cells)]
 
 
-def _facts(cells: Sequence[Cell], study: str, plan: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(cells: Sequence[Cell], study: str, plan: StudyPlan) -> list[tuple[str, str]]:
     """What the runs have in common, and what the tables show."""
     done = finished(cells)
     dates = sorted(str(cell[name])[:10] for cell in done for name in ("started", "ended"))
-    failed = sum(cell["status"] == "failed" for cell in cells)
+    runs = Counter(cell["status"] for cell in tables.runs(cells))
     models = dict.fromkeys(f"{cell['model']} ({cell['parameters']:,} parameters)" for cell in done)
     added = sorted(plan.get("added_seeds", {}))
     return [
@@ -58,8 +59,12 @@ def _facts(cells: Sequence[Cell], study: str, plan: dict[str, Any]) -> list[tupl
             "Seeds",
             joined(sorted({cell["seed"] for cell in cells})) + (f" (added later: {joined(added)})" if added else ""),
         ),
-        ("Runs", f"{len(done)} finished, {failed} failed, {len(cells) - len(done) - failed} missing"),
-        ("Training", f"{sum(cell['train_seconds'] for cell in done) / 3600:.2f} hours in all"),
+        (
+            "Runs",
+            f"{runs['finished']} finished, {runs['failed']} failed,"
+            f" {runs.total() - runs['finished'] - runs['failed']} missing",
+        ),
+        ("Training", f"{sum(cell['train_seconds'] for cell in tables.runs(done)) / 3600:.2f} hours in all"),
         ("Spread", _spread(summary_table(cells))),
     ]
 

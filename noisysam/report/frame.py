@@ -1,6 +1,8 @@
 """Finished runs as a table for analysis in Python."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 
@@ -19,12 +21,13 @@ def results(study: str | None = None, store: Path | str = "runs") -> pd.DataFram
     if study is not None:
         cells = read_cells(store, study)
     else:
-        records = [RunFolder(store, path.parent.name).record or {} for path in sorted(store.glob("*/record.json"))]
+        folders = [RunFolder(store, path.parent.name) for path in sorted(store.glob("*/record.json"))]
+        records = [record for folder in folders if (record := folder.sound_record) is not None]
         plan = [
             {"row": r["name"], "key": r["key"], "config": r["config"], **{n: r["config"][n] for n in ("noise", "seed")}}
             for r in records
         ]
-        cells = [_flat(cell, "", record) for cell, record in zip(plan, records, strict=True)]
+        cells = [_flat(cell, "", cast(Mapping[str, Any], record)) for cell, record in zip(plan, records, strict=True)]
     if not cells:
         raise UserError(f"there is no run in {store}: train one, or import records")
     return pd.DataFrame([{name: value for name, value in cell.items() if name not in WHOLE} for cell in cells])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from noisysam.report.claims import FEWEST, Verdict
-from noisysam.report.tables import Cell, Summary, column_name, finished, joined
+from noisysam.report.tables import Cell, Summary, column_name, finished, joined, runs
 
 NAMED = 5  # rows, places or claims that are listed by name; of more some are left out
 
@@ -77,7 +77,8 @@ def _scope(cells: Sequence[Cell]) -> str:
     """What the study does not show."""
     done = finished(cells)
     types = dict.fromkeys(str(cell["noise_type"]).partition(":")[0] for cell in done)
-    missing = f" {len(cells) - len(done)} of {len(cells)} runs are missing or failed." if len(done) < len(cells) else ""
+    planned, trained = len(runs(cells)), len(runs(done))
+    missing = f" {planned - trained} of {planned} runs are missing or failed." if trained < planned else ""
     oracle = list(dict.fromkeys(cell["row"] for cell in done if cell["oracle"]))
     known = f" Rows that knew the noise (oracle): {_listed(oracle)}." if oracle else ""
     return (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from noisysam.core.errors import UserError
+from noisysam.core.errors import DamagedFile, UserError
 from noisysam.report.statistics import share_interval
 from noisysam.runs.record import RunFolder, load_study
 
@@ -29,8 +29,8 @@ WHOLE = ("variant", "revisions", "method_options", "matrix")  # of a cell: what 
 
 def read_cells(store: Path, study: str) -> list[Cell]:
     """The cells of a study in the order of its plan. A row whose cells differ in more than noise and seed is split,
-    and its name says by what. A record that cannot be read, or that is not of the run whose place it takes, gives no
-    number: its cell's status is ``broken`` or ``foreign``."""
+    and its name says by what. A record that cannot be read gives no number: its
+    cell's status is ``damaged``."""
     plan = load_study(store, study)["cells"]
     return [
         _flat(cell, variant, _record(store, cell["key"])) for cell, variant in zip(plan, _variants(plan), strict=True)
@@ -39,19 +39,18 @@ def read_cells(store: Path, study: str) -> list[Cell]:
 
 def _record(store: Path, key: str) -> Mapping[str, Any]:
     try:
-        record = RunFolder(store, key).record or {}
-    except UserError as error:
-        return {"status": "broken", "error": str(error)}
-    if record and record.get("key") != key:
-        return {"status": "foreign", "error": f"its folder holds the record of run {record.get('key')}"}
-    return record
+        return RunFolder(store, key).record or {}
+    except DamagedFile as error:
+        return {"status": "damaged", "error": str(error)}
 
 
 def _variants(plan: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each cell the settings, apart from noise and seed, that differ within its row."""
+    """For each cell the settings that differ within its row, apart from noise, seed, and what the study sets for single
+    noise rates."""
     configs = []
     for cell in plan:
-        config = {k: v for k, v in cell["config"].items() if k not in ("noise", "noise_type", "seed")}
+        apart = {"noise", "noise_type", "seed", *cell.get("for_rate", ())}
+        config = {k: v for k, v in cell["config"].items() if k not in apart}
         if config.get("noise_seed") == cell["seed"]:
             del config["noise_seed"]
         configs.append(config)
@@ -143,6 +142,11 @@ def _first_line(error: str | None) -> str | None:
 def finished(cells: Iterable[Cell]) -> list[Cell]:
     """The cells that have results."""
     return [cell for cell in cells if cell["status"] == "finished"]
+
+
+def runs(cells: Iterable[Cell]) -> list[Cell]:
+    """Each run once: rows may share one."""
+    return list({cell["key"]: cell for cell in cells}.values())
 
 
 def check(cells: Sequence[Cell], study: str) -> None:

@@ -1,19 +1,22 @@
 """Runs side by side: what differs in their configurations, and their figures."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import pandas as pd
 
 from noisysam.core.errors import UserError
 from noisysam.runs import measures
 from noisysam.runs.record import RunFolder
+from noisysam.runs.schema import RunRecord
 
 
 def compare(folders: Sequence[RunFolder]) -> pd.DataFrame:
     """A column for each run: the settings in which they differ, then noise, knowledge, figures, cost. Figures of the
     second run and later carry their difference from the first in brackets."""
-    records = [folder.record or {} for folder in folders]
+    records = [record for folder in folders if (record := folder.sound_record) is not None]
+    if not records:
+        raise UserError("none of these runs has a record that can be read")
     unfinished = [f"{r['key']} ({r['status']})" for r in records if r["status"] != "finished"]
     if unfinished:
         raise UserError(f"only finished runs can be compared: {', '.join(unfinished)}")
@@ -28,19 +31,19 @@ def compare(folders: Sequence[RunFolder]) -> pd.DataFrame:
     lines["wrong labels (%)"] = [f"{100 * record['noise']['flip_rate']:.2f}" for record in records]
     lines["knowledge"] = ["oracle" if record["oracle"] else "blind" for record in records]
     for measure in measures.shown("compare"):
-        values = [record["results"].get(measure.name) for record in records]
+        values = [measure.value(record["results"]) for record in records]
         if any(value is not None for value in values):
             lines[measure.label] = [_against(value, values[0], measure.scale) for value in values]
     for name, text, form in (
         ("gradient_evaluations", "gradient evaluations per image", ".2f"),
         ("train_seconds", "training seconds", ".0f"),
     ):
-        lines[text] = [format(record["cost"][name], form) for record in records]
+        lines[text] = [format(cast(Mapping[str, Any], record["cost"])[name], form) for record in records]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=[record["key"] for record in records])
     return table.rename_axis("run").reset_index()
 
 
-def _settings(record: dict[str, Any]) -> dict[str, Any]:
+def _settings(record: RunRecord) -> dict[str, Any]:
     """The configuration with the options of optimizer and method as they were understood, and the precision."""
     given = {"method_option", "opt_option", "rho", "sam_m", "ascent_steps"}
     own = {name: value for name, value in record["config"].items() if name not in given}

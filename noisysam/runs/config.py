@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from noisysam.core import plugins
-from noisysam.core.errors import UserError
+from noisysam.core.errors import FieldError, OptionError, UnknownName, UserError
 from noisysam.core.requirements import unmet
 from noisysam.core.untrusted import unusable
-from noisysam.core.validation import explain
+from noisysam.core.validation import fault
 from noisysam.runs.presets import PRESETS
 
 if TYPE_CHECKING:  # torch, which it needs, takes a second to import
@@ -234,24 +234,41 @@ class RunConfig(BaseModel):
 
     def key(self, digests: Mapping[str, str]) -> str:
         """16 hex digits that name the run: schema, keyed fields, revisions, digests of the data and of the labels."""
-        content = {
-            "schema": SCHEMA,
-            "config": self.keyed(),
-            "revisions": self.recipe().revisions,
-            "digests": dict(digests),
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return key_of(self, self.recipe().revisions, digests)
+
+
+def key_of(config: RunConfig, revisions: Mapping[str, int], digests: Mapping[str, str]) -> str:
+    """The key of a run with components of these revisions, which need not be today's."""
+    content = {"schema": SCHEMA, "config": config.keyed(), "revisions": dict(revisions), "digests": dict(digests)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def validate(values: Mapping[str, Any], where: str = "") -> RunConfig:
-    """A ``RunConfig`` from plain values; ``UserError`` with one line that names the field. ``where`` leads the line."""
+    """A ``RunConfig`` from plain values; ``FieldError`` names the field. ``where`` is put before the message."""
     for name in values:
         if name not in RunConfig.model_fields:
             near = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
-            raise UserError(f"{where}there is no field {name}" + (f", did you mean {near[0]}?" if near else ""))
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise FieldError(name, values[name], f"there is no field {name}{hint}", named=True, where=where)
     try:
         return RunConfig(**values)
     except ValidationError as error:
-        raise UserError(where + explain(error)) from None
+        place, value, reason = fault(error)
+        raise FieldError(place and place.partition(".")[0], value, reason, where=where) from None
+    except FieldError as error:
+        raise FieldError(error.field, error.value, error.reason, error.named, where) from None
+    except (UnknownName, OptionError) as error:
+        field = FIELDS[type(error), error.kind]
+        raise FieldError(field, values.get(field), str(error), named=True, where=where) from None
     except UserError as error:
-        raise UserError(where + str(error)) from None
+        raise FieldError(None, None, str(error), where=where) from None
+
+
+FIELDS = {  # that name components, and their options
+    (UnknownName, "method"): "method",
+    (UnknownName, "optimizer"): "opt",
+    (UnknownName, "model"): "model",
+    (UnknownName, "noise type"): "noise_type",
+    (OptionError, "method"): "method_option",
+    (OptionError, "optimizer"): "opt_option",
+}

@@ -1,8 +1,8 @@
 """Every measured quantity, defined once: its name in records, how it is called, and where it is shown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Place = Literal["table", "terminal", "curves", "compare", "pages", "charts"]
 """Where a measure is shown: a table of a report; that table on the terminal too; the learning curves; ``noisysam
@@ -34,6 +34,11 @@ class Measure:
     def scale(self) -> float:
         """What a value is multiplied by where it is shown."""
         return 100.0 if self.percent else 1.0
+
+    def value(self, results: Mapping[str, Any]) -> float | None:
+        """Its value in a record's results."""
+        value: float | None = results.get(self.name)
+        return value
 
     @property
     def heading(self) -> str:

@@ -1,36 +1,36 @@
-"""A run's record on disk: plain JSON and CSV, written before anything is sent anywhere.
+"""The record of a run on disk: plain JSON and CSV, written before anything is sent anywhere.
 
 Layout of a store (``--store``, default ``runs``)::
 
-    runs/<key>/record.json       what the run is, how it stands, what came out (schema below)
+    runs/<key>/record.json       ``schema.RunRecord``
+    runs/<key>/status.json       ``schema.RunStatus``, for commands that look at many runs
     runs/<key>/epochs.csv        one line per epoch and stage
     runs/<key>/confusion.csv     test images by class and predicted class, at the end
     runs/<key>/weights.safetensors, checkpoint.pt, tracking.json
     runs/<key>/snapshots/<stage>-<epoch>.safetensors   where --snapshots asked for them
-    runs/<key>/probes/<probe>.json                     what `noisysam probe` found, beside its pictures
+    runs/<key>/probes/<probe>.json                     ``schema.ProbeResult``, beside its pictures
     runs/labels/<digest>.npz     label files, shared by the runs that use them
-    runs/studies/<name>.json     a study: its file's text and its cells, each with the key of its run
+    runs/studies/<name>.json     ``schema.StudyPlan``
 """
 
 import csv
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from noisysam.core.errors import UserError
+from noisysam.core.errors import DamagedFile, RunLocked, UserError
+from noisysam.core.files import atomic, read_json, write_json
+from noisysam.runs.schema import PROBE_SCHEMA, RunRecord, RunStatus, Status, StudyPlan, read
 
 if TYPE_CHECKING:
     from torch import nn
-from noisysam.core.files import atomic, read_json, write_json
 
-RECORD_SCHEMA = 1
-
-
-PROBE_SCHEMA = 1  # of a probe's result
+    from noisysam.runs.schema import PlannedCell
 
 
 class RunFolder:
@@ -40,28 +40,64 @@ class RunFolder:
         self.store, self.key, self.path = store, key, store / key
 
     @property
-    def record(self) -> dict[str, Any] | None:
-        """The record, None where there is none yet."""
+    def record(self) -> RunRecord | None:
+        """The record, None where there is none yet; ``DamagedFile`` for one that cannot be read."""
         path = self.path / "record.json"
         if not path.exists():
             return None
-        record = read_json(path)
-        if record.get("schema") != RECORD_SCHEMA:
-            raise UserError(f"{path}: schema {record.get('schema')!r}; this version reads {RECORD_SCHEMA}")
+        record = read(RunRecord, path)
+        if record["key"] != self.key:
+            raise DamagedFile(path, f"it is the record of run {record['key']}")
         return record
 
+    @property
+    def sound_record(self) -> RunRecord | None:
+        """The record, None where there is none or it cannot be read, of which a warning names the file."""
+        try:
+            return self.record
+        except DamagedFile as error:
+            warnings.warn(str(error), stacklevel=2)
+            return None
+
     def write(self, record: Mapping[str, Any]) -> None:
-        """Replace the record."""
+        """Replace the record, then the status."""
         write_json(self.path / "record.json", record)
+        self.write_status(record)
+
+    def write_status(self, record: Mapping[str, Any]) -> None:
+        """Replace the status, of the record that was just written."""
+        status = {name: record[name] for name in ("schema", "key", "status")}
+        size = (self.path / "record.json").stat().st_size
+        write_json(self.path / "status.json", {**status, "size": size})
+
+    @property
+    def status(self) -> Status | None:
+        """How the run stands, None where there is no record. ``DamagedFile`` where neither status nor record can be
+        read. A status that does not describe the present record, such as one of an earlier version, is passed over."""
+        try:
+            size = (self.path / "record.json").stat().st_size
+        except FileNotFoundError:
+            return None
+        try:
+            found = read(RunStatus, self.path / "status.json")
+        except DamagedFile:
+            found = None
+        if found is not None and found["key"] == self.key and found["size"] == size:
+            return found["status"]
+        record = self.record
+        return None if record is None else record["status"]
 
     @property
     def epochs(self) -> list[dict[str, float | None]]:
-        """The lines of epochs.csv: numbers, None where a value was not measured in that epoch."""
+        """The lines of epochs.csv: numbers, None where a value was not measured in that epoch; ``DamagedFile`` where
+        they cannot be read."""
         path = self.path / "epochs.csv"
         if not path.exists():
             return []
-        with path.open(newline="") as file:
-            return [{k: _number(v) for k, v in line.items()} for line in csv.DictReader(file)]
+        try:
+            return read_epochs(path.read_text())
+        except (OSError, ValueError, csv.Error) as error:
+            raise DamagedFile(path, f"cannot be read ({error})") from None
 
     def write_epochs(self, lines: Sequence[Mapping[str, float | None]]) -> None:
         """Replace epochs.csv. Columns in the order in which they first appear."""
@@ -75,7 +111,7 @@ class RunFolder:
     def write_weights(
         self, networks: "Sequence[nn.Module]", stage: int | None = None, epoch: int | None = None
     ) -> None:
-        """Keep the weights of the reported networks: the final ones, or those at the end of an epoch."""
+        """Write the weights of the reported networks: the final ones, or those at the end of an epoch."""
         from safetensors.torch import save
 
         place = self.path / ("weights.safetensors" if epoch is None else f"snapshots/{stage}-{epoch}.safetensors")
@@ -96,13 +132,14 @@ class RunFolder:
 
     @property
     def probes(self) -> list[dict[str, Any]]:
-        """What probes have found in the run, in the order of their names: the content of each file."""
+        """The results of probes of this run in the order of their names: the content of each file."""
         contents = map(read_json, sorted((self.path / "probes").glob("*.json")))
         return [content for content in contents if content.get("schema") == PROBE_SCHEMA]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run, so that no second process trains it at the same time; ``UserError`` where one does."""
+        """Hold the run, so that no second process trains it at the same time; ``RunLocked`` where one does. Removes
+        temporary files that a killed process left."""
         import fcntl
 
         self.path.mkdir(parents=True, exist_ok=True)
@@ -110,9 +147,9 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"run {self.key} is being trained by another process: wait for it") from None
+                raise RunLocked(self.key) from None
             for half in (*self.path.glob(".*"), *self.path.glob("snapshots/.*")):
-                half.unlink()  # left by a process that was killed as it wrote
+                half.unlink(missing_ok=True)
             yield
 
 
@@ -123,11 +160,19 @@ def find_run(store: Path, key: str) -> RunFolder:
         raise UserError(f"no run {key!r} in {store}: `noisysam report STUDY` lists the keys of a study's runs")
     if len(keys) > 1 and key not in keys:
         shown = ", ".join(sorted(keys)[:3]) + ", ..." * (len(keys) > 3)
-        raise UserError(f"{key!r} is the beginning of {len(keys)} runs in {store}: {shown}; give more of it")
+        raise UserError(f"{key!r} is the beginning of {len(keys)} runs in {store}: {shown}; give more digits")
     return RunFolder(store, key if key in keys else keys[0])
 
 
-def _number(text: str | None) -> float | None:
+def read_epochs(text: str) -> list[dict[str, float | None]]:
+    """The lines of epochs.csv; ``ValueError`` where they are not numbers, or do not fit the header."""
+    header, *lines = csv.reader(text.splitlines()) if text else [[]]
+    if len(set(header)) < len(header):
+        raise ValueError("a column is given twice")
+    return [dict(zip(header, map(_number, line), strict=True)) for line in lines]
+
+
+def _number(text: str) -> float | None:
     if not text:
         return None
     return int(text) if text.lstrip("-").isdigit() else float(text)
@@ -139,7 +184,7 @@ def confusion_text(counts: npt.NDArray[np.int64]) -> str:
 
 
 def study_path(store: Path, name: str) -> Path:
-    """Where a store keeps the plan of a study."""
+    """The file of a study's plan."""
     return store / "studies" / f"{name}.json"
 
 
@@ -148,16 +193,26 @@ def study_names(store: Path) -> list[str]:
     return sorted(path.stem for path in (store / "studies").glob("*.json"))
 
 
-def load_study(store: Path, name: str) -> dict[str, Any]:
-    """The plan of a study: ``name``, ``file`` (YAML text), ``cells`` [{row, noise, seed, key, config}]."""
+def load_study(store: Path, name: str) -> StudyPlan:
+    """The plan of a study."""
     path = study_path(store, name)
     if not path.exists():
         known = ", ".join(study_names(store)) or "none"
         raise UserError(f"no study {name!r} in {store} (known: {known}); sweep or import it first")
-    return read_json(path)
+    return read(StudyPlan, path)
 
 
-def study_records(store: Path, name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Each cell of a study with its record (None where it has not run)."""
+def rows_of(store: Path, key: str) -> dict[str, str]:
+    """The row of a run in each study of the store that has it. A plan that cannot be read is passed over."""
+    rows: dict[str, str] = {}
+    for name in study_names(store):
+        with suppress(DamagedFile):
+            rows.update((name, cell["row"]) for cell in load_study(store, name)["cells"] if cell["key"] == key)
+    return rows
+
+
+def study_records(store: Path, name: str) -> "Iterator[tuple[PlannedCell, RunRecord | None]]":
+    """Each cell of a study with its record, None where it has not run or its record cannot be read (with a
+    warning)."""
     for cell in load_study(store, name)["cells"]:
-        yield cell, RunFolder(store, cell["key"]).record
+        yield cell, RunFolder(store, cell["key"]).sound_record

@@ -4,31 +4,33 @@ What is run of it, and how, is in ``sweep``.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from noisysam import data
 from noisysam.core import files
-from noisysam.core.errors import UserError
+from noisysam.core.errors import FieldError, UserError
 from noisysam.runs import record as record_files
 from noisysam.runs.config import RunConfig, validate
 from noisysam.runs.problem import load_dataset, noise_labels
+from noisysam.runs.schema import RECORD_SCHEMA
 from noisysam.studies.study_file import Lines, Place, StudyFile, Values, _read, read
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study: its place in the table and its configuration."""
+    """One run of a study: its place in the table and its configuration. ``for_rate``: the fields that the study sets
+    for single noise rates of this row, which are no settings of their own."""
 
     row: str
     config: RunConfig
     key: str
+    for_rate: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -46,6 +48,7 @@ def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
     own_seeds = _own_seeds(path, study, lines)
     _check(path, study, lines)
     digests, used = Digests(), set()
+    for_rate = {row: _for_rate(study.base, values) for row, values in study.rows.items()}
     cells: list[Cell] = []
     seen: dict[tuple[str, str], Cell] = {}
     for number, seed in enumerate(study.seeds):
@@ -59,7 +62,7 @@ def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
                 values |= {"seed": seed} if data_dir is None else {"seed": seed, "data_dir": data_dir}
                 where = Where(path, lines, row, rate, number)
                 config = where.validate(values)
-                cell = Cell(row, config, config.key(digests(config)))
+                cell = Cell(row, config, config.key(digests(config)), for_rate[row])
                 if (row, cell.key) in seen:  # two rows may share a run: it is trained once
                     raise UserError(f"{where()}: row {row!r} has the same run twice ({cell.label})")
                 seen[row, cell.key] = cell
@@ -103,17 +106,9 @@ class Where:
         """The configuration, or a ``UserError`` with the line of the field at fault."""
         try:
             return validate(values)
-        except UserError as error:
-            cause, message = error.__context__, str(error)
-            loc = cause.errors()[0]["loc"] if isinstance(cause, ValidationError) else ()
-            if loc:
-                field: str | None = str(loc[0])
-                message = message.replace(f"--{field}".replace("_", "-"), str(field), 1)
-            else:  # what the registries refuse: they name the value
-                quoted = [name for name, value in values.items() if isinstance(value, str) and repr(value) in message]
-                unknown = [name for name in values if name not in RunConfig.model_fields]
-                field = next(iter([*unknown, *quoted]), None)
-            raise UserError(f"{self(field)}, row {self.row!r}: {message}") from None
+        except FieldError as error:
+            message = error.line(str(error.field))
+            raise UserError(f"{self(error.field)}, row {self.row!r}: {message}") from None
 
 
 def _check(path: Path, study: StudyFile, lines: Lines) -> None:
@@ -166,6 +161,11 @@ def split(values: Values) -> tuple[Values, dict[Any, Values]]:
     if not isinstance(special, dict):
         return values, {}
     return {name: value for name, value in values.items() if name != "noise"}, special
+
+
+def _for_rate(*layers: Values) -> tuple[str, ...]:
+    """The fields that base or a row sets for single noise rates."""
+    return tuple(sorted({field for layer in layers for values in split(layer)[1].values() for field in values}))
 
 
 def _dotted(place: Place) -> str:
@@ -242,7 +242,7 @@ def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
     today = datetime.now(UTC).date().isoformat()
     added |= {str(seed): today for seed in seeds if seed not in planned and str(seed) not in added}
     content = {
-        "schema": record_files.RECORD_SCHEMA,
+        "schema": RECORD_SCHEMA,
         "name": path.stem,
         "file": path.read_text(),
         "published": study.published,
@@ -257,6 +257,7 @@ def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
                 "seed": c.config.seed,
                 "key": c.key,
                 "config": c.config.model_dump(mode="json", exclude={"data_dir"}),
+                **({"for_rate": list(c.for_rate)} if c.for_rate else {}),
             }
             for c in cells
         ],
@@ -268,5 +269,15 @@ def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
 
 def load(store: Path, name: str) -> list[Cell]:
     """The cells of a plan that is kept in the store, as they were when it was kept; nothing is checked again."""
-    kept: Sequence[Mapping[str, Any]] = record_files.load_study(store, name)["cells"]
-    return [Cell(c["row"], RunConfig.model_construct(**c["config"]), c["key"]) for c in kept]
+    return [
+        Cell(c["row"], RunConfig.model_construct(**c["config"]), c["key"], tuple(c.get("for_rate", ())))
+        for c in record_files.load_study(store, name)["cells"]
+    ]
+
+
+def runs(cells: Iterable[Cell]) -> list[Cell]:
+    """The first cell of each run: rows may share one."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        first.setdefault(cell.key, cell)
+    return list(first.values())

@@ -8,7 +8,7 @@ from typing import Any
 
 from noisysam.core.errors import UserError
 from noisysam.runs.config import RunConfig
-from noisysam.studies.plan import Cell
+from noisysam.studies.plan import Cell, runs
 from noisysam.studies.state import relative_cost
 from noisysam.training.devices import resolve_device, resolve_precision
 
@@ -42,7 +42,7 @@ def select(cells: Sequence[Cell], only: Iterable[str] = (), shard: str | None = 
     parts = re.fullmatch(r"(\d+)/(\d+)", shard)
     if parts is None or not 1 <= int(parts[1]) <= int(parts[2]):
         raise UserError(f"--shard {shard}: write it as i/n, such as 1/4, with i from 1 to n")
-    dealt = sorted(chosen, key=lambda cell: -relative_cost(cell.config))[int(parts[1]) - 1 :: int(parts[2])]
+    dealt = sorted(runs(chosen), key=lambda cell: -relative_cost(cell.config))[int(parts[1]) - 1 :: int(parts[2])]
     mine = {cell.key for cell in dealt}
     return [cell for cell in chosen if cell.key in mine]
 

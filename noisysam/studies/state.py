@@ -1,39 +1,29 @@
 """The state of cells, and what the rest of a study costs."""
 
-import csv
-import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from noisysam.core.errors import DamagedFile
 from noisysam.runs.config import RunConfig
-from noisysam.runs.record import RECORD_SCHEMA, RunFolder
-from noisysam.studies.plan import Cell
+from noisysam.runs.record import RunFolder
+from noisysam.studies.plan import Cell, runs
 
 SAMPLE = 10  # finished cells of a row that a forecast looks at
 
 
 # how they stand
 
-HEAD = re.compile(rb'\{\s*"schema": (\d+),\s*"key": "\w+",\s*"status": "(\w+)"')
-
 
 def state(cell: Cell, store: Path) -> str:
-    """``finished``, ``failed``, ``running`` (as far as the record knows), ``interrupted``, or ``to do``. Reads the head
-    and the end of the record alone. ``UserError`` for one that is damaged."""
+    """``finished``, ``failed``, ``running`` (as far as the record knows), ``interrupted``, ``damaged`` (its record
+    cannot be read), or ``to do``."""
     try:
-        with (store / cell.key / "record.json").open("rb") as file:
-            head = HEAD.match(file.read(200))
-            file.seek(-min(2, file.seek(0, os.SEEK_END)), os.SEEK_END)
-            whole = file.read() == b"}\n"
-    except FileNotFoundError:
-        return "to do"
-    if head is not None and whole and int(head[1]) == RECORD_SCHEMA:
-        return head[2].decode()
-    return str((RunFolder(store, cell.key).record or {}).get("status", "to do"))
+        return RunFolder(store, cell.key).status or "to do"
+    except DamagedFile:
+        return "damaged"
 
 
 def finished(cell: Cell, store: Path) -> bool:
@@ -56,19 +46,33 @@ def cell_status(cell: Cell, store: Path) -> CellStatus:
     """How a cell stands, from its records alone: nothing is locked."""
     found, folder = state(cell, store), RunFolder(store, cell.key)
     if found == "failed":
-        return CellStatus(cell, found, error=reason((folder.record or {}).get("error")))
+        record = folder.sound_record
+        return CellStatus(cell, found, error=reason(None if record is None else record["error"]))
+    if found == "damaged":
+        return CellStatus(cell, found, error=damage(folder))
     if found != "running":
         return CellStatus(cell, found)
     path = folder.path / "epochs.csv"
-    if not path.exists():
+    try:
+        lines = folder.epochs
+    except DamagedFile as error:
+        return CellStatus(cell, found, str(error))
+    if not lines:
         return CellStatus(cell, found, "first epoch", time.time() - (folder.path / "record.json").stat().st_mtime)
-    with path.open(newline="") as file:
-        *_, line = csv.DictReader(file)
-    stage, epoch = int(line["stage"]), int(line["epoch"]) + 1
+    stage, epoch = int(lines[-1].get("stage") or 0), int(lines[-1].get("epoch") or 0) + 1
     where = f"epoch {epoch}/{cell.config.epochs}"
     return CellStatus(
         cell, found, f"stage {stage + 1}, {where}" if stage else where, time.time() - path.stat().st_mtime
     )
+
+
+def damage(folder: RunFolder) -> str:
+    """What is wrong with a record that cannot be read."""
+    try:
+        folder.record  # noqa: B018
+    except DamagedFile as error:
+        return str(error)
+    return "its record can be read again"
 
 
 def reason(error: str | None) -> str:
@@ -95,8 +99,10 @@ def seconds(cells: Sequence[Cell], store: Path, states: Mapping[str, str]) -> di
     spent: dict[str, list[float]] = {}
     for cell in cells:
         if states[cell.key] == "finished" and len(spent.setdefault(cell.row, [])) < SAMPLE:
-            cost = (RunFolder(store, cell.key).record or {})["cost"]
-            spent[cell.row].append((cost["train_seconds"] + cost["eval_seconds"]) / relative_cost(cell.config))
+            record = RunFolder(store, cell.key).sound_record
+            if record is not None:
+                took = record["cost"]["train_seconds"] + record["cost"]["eval_seconds"]
+                spent[cell.row].append(took / relative_cost(cell.config))
     return {row: sum(rates) / len(rates) for row, rates in spent.items() if rates}
 
 
@@ -104,7 +110,7 @@ def forecast(cells: Sequence[Cell], store: Path, states: Mapping[str, str] | Non
     """Seconds of training that the unfinished cells will take, from finished ones with the same row; None where
     nothing like them has run."""
     states = states or {cell.key: state(cell, store) for cell in cells}
-    left = [cell for cell in cells if states[cell.key] != "finished"]
+    left = [cell for cell in runs(cells) if states[cell.key] != "finished"]
     known = seconds(cells, store, states)
     if not left or any(cell.row not in known for cell in left):
         return None

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from noisysam.studies.plan import Cell
+from noisysam.studies.plan import Cell, runs
 from noisysam.studies.state import CellStatus, cell_status, forecast, relative_cost, seconds, state
 from noisysam.studies.sweep import Sweep
 from noisysam.training.progress import duration
@@ -32,7 +32,7 @@ SAID = {
 }
 
 
-STATES = ("finished", "running", "interrupted", "failed", "to do")
+STATES = ("finished", "running", "interrupted", "failed", "damaged", "to do")
 
 
 def status(name: str, cells: Sequence[Cell], store: Path) -> Group:
@@ -40,22 +40,31 @@ def status(name: str, cells: Sequence[Cell], store: Path) -> Group:
     what is left to do."""
     states = {cell.key: state(cell, store) for cell in cells}
     counts = {row: Counter(states[c.key] for c in cells if c.row == row) for row in dict.fromkeys(c.row for c in cells)}
-    total = sum(counts.values(), Counter())
+    total = Counter(states.values())
     table = Table("row", *(Column(s, justify="right") for s in STATES), box=None, pad_edge=False)
     for row, count in {**counts, "all": total}.items():
         table.add_row(Text(row), *(str(count[s]) for s in STATES))
     parts: list[RenderableType] = [table]
-    running = [cell_status(cell, store) for cell in cells if states[cell.key] == "running"]
-    failed = [cell_status(cell, store) for cell in cells if states[cell.key] == "failed"]
+    running = [cell_status(cell, store) for cell in runs(cells) if states[cell.key] == "running"]
+    failed = [cell_status(cell, store) for cell in runs(cells) if states[cell.key] == "failed"]
+    damaged = [cell_status(cell, store) for cell in runs(cells) if states[cell.key] == "damaged"]
     if running:
         parts += [Text("\nrunning"), _running(running)]
     if failed:
         parts += [Text("\nfailed"), *(Text(f"{s.cell.label}: {s.error}") for s in failed)]
-    left = len(cells) - total["finished"]
+    if damaged:
+        parts += [Text("\ndamaged records"), *(Text(f"{s.cell.label}: {s.error}") for s in damaged)]
+    left = len(states) - total["finished"]
     cost = forecast(cells, store, states)
     text = "" if not left else ": " + ("cost unknown until a cell of each row has run" if cost is None
                                        else f"about {duration(cost)} one by one")  # fmt: skip
-    return Group(*parts, Text(f"\n{name}: {len(cells)} cells, {left} to do{text}"))
+    return Group(*parts, Text(f"\n{name}: {extent(cells)}, {left} to do{text}"))
+
+
+def extent(cells: Sequence[Cell]) -> str:
+    """'8 cells', or '8 cells (6 runs)' where rows share runs."""
+    number = len(runs(cells))
+    return f"{len(cells)} cells" + (f" ({number} runs)" if number < len(cells) else "")
 
 
 def _running(standings: Sequence[CellStatus]) -> Table:

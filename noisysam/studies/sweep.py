@@ -11,18 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from noisysam.core.errors import RunFailed, UserError
+from noisysam.core.errors import RunFailed, RunLocked, UserError
 from noisysam.data.datasets import Dataset
 from noisysam.runs.record import RunFolder
 from noisysam.studies.engines.base import CellOutcome, Engine, Job
-from noisysam.studies.plan import Cell
+from noisysam.studies.plan import Cell, runs
 from noisysam.studies.state import longest_first, reason, state
 from noisysam.training import checkpoint
 
 POLL = 5.0  # seconds between two looks at cells that other processes train
-
-
-HELD = "being trained by another process"  # what the lock of a run says
 
 
 FAILURES = "failures.txt"  # in a run's folder: a line for each time that it failed, until it finishes
@@ -50,7 +47,7 @@ class Sweep:
         retry_failed: bool = False,
         deadline: float | None = None,
     ) -> None:
-        cells = list({cell.key: cell for cell in reversed(cells)}.values())[::-1]  # rows may share a run
+        cells = runs(cells)
         self.cells, self.store, self.job, self.engine = cells, store, job, engine
         self.retries, self.deadline = retries, deadline
         states = {cell.key: state(cell, store) for cell in cells}
@@ -106,7 +103,8 @@ class Sweep:
         if found == "finished":
             self._settle(CellOutcome(cell, "finished"))
         elif found == "failed" and cell.key not in self.anew and max(1, self._failures(cell)) > self.retries:
-            error = reason((RunFolder(self.store, cell.key).record or {}).get("error"))
+            record = RunFolder(self.store, cell.key).sound_record
+            error = reason(None if record is None else record["error"])
             self._tell(CellOutcome(cell, "failed", f"{error} (--retry-failed tries it again)"))
         elif _is_held(RunFolder(self.store, cell.key)):
             self._settle(CellOutcome(cell, "held"))
@@ -172,7 +170,7 @@ def _tidy(folder: RunFolder) -> None:
     """Remove what a process left beside a finished run that was killed just after it had finished it."""
     ended = (checkpoint.CURRENT, checkpoint.PREVIOUS, FAILURES)
     if any(path.name in ended or path.name.startswith(".") for path in folder.path.iterdir()):
-        with suppress(UserError), folder.lock():  # which removes half-written files; not while a process is at it
+        with suppress(RunLocked), folder.lock():  # which removes half-written files; not while a process is at it
             for name in ended:
                 (folder.path / name).unlink(missing_ok=True)
 
@@ -184,7 +182,7 @@ def _is_held(folder: RunFolder) -> bool:
     try:
         with folder.lock():
             return False
-    except UserError:
+    except RunLocked:
         return True
 
 
@@ -240,12 +238,12 @@ class TrainCell:
             fit(cell.config, dataset=dataset, store=self.store, tracker=tracker, progress=progress)
         except TimeIsUp:
             return CellOutcome(cell, "stopped")
+        except RunLocked:
+            return CellOutcome(cell, "held")
         except Exception as error:
             line = next(iter(str(error).splitlines()), "")
             if _no_space(error):
                 return CellOutcome(cell, "full", line)
-            if isinstance(error, UserError) and HELD in line:
-                return CellOutcome(cell, "held")
             known = isinstance(error, UserError | RunFailed)
             return CellOutcome(cell, "failed", line if known else f"{type(error).__name__}: {line}")
         finally:
@@ -255,8 +253,8 @@ class TrainCell:
 
     def threads_of(self, cell: Cell) -> int:
         """Threads that the cell's run will use: those that it began with, else the job's own."""
-        record = RunFolder(self.store, cell.key).record
-        began = 0 if record is None else int(record.get("resolved", {}).get("threads", 0))
+        record = RunFolder(self.store, cell.key).sound_record
+        began = 0 if record is None else record["resolved"]["threads"]
         return began or self.threads or 1
 
 

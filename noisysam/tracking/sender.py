@@ -143,7 +143,7 @@ class Sender:
         return not self._lost
 
     def _finish(self) -> bool:
-        record = self.folder.record or {}
+        record: Mapping[str, Any] = self.folder.record or {}
         if is_complete(self.folder, self.uri, self.experiment, self.parent_run_id):
             return True
         if self.uri in _silent:

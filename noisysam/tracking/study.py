@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
@@ -37,7 +38,8 @@ def sync_store(
         step()
         folder = RunFolder(store, key)
         try:
-            state, record = sent(folder), folder.record or {}
+            state = sent(folder)
+            record: Mapping[str, Any] = folder.record or {}
             home = state.get("experiment") or record.get("experiment") or experiment or EXPERIMENT
             for name in (home, *state.get("shared", {})):
                 tracker = Tracker(folder, uri, name)

@@ -14,9 +14,8 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-from noisysam.core.errors import UserError
 from noisysam.core.files import read_json, write_json
-from noisysam.runs.record import RunFolder
+from noisysam.runs.record import RunFolder, rows_of
 from noisysam.tracking.address import Warn, to_warnings
 from noisysam.tracking.client import exists, identifier, one_line, open_store
 from noisysam.tracking.state import NAME, complete, is_complete, sent
@@ -138,7 +137,7 @@ class Tracker:
         return run_id, {metric.step for metric in client.get_metric_history(run_id, SEQUENCE)}
 
     def _tags(self, record: Mapping[str, Any]) -> dict[str, str | None]:
-        rows = _rows(self.folder)
+        rows = rows_of(self.folder.store, self.folder.key)
         return {
             "mlflow.runName": record["name"],
             "mlflow.parentRunId": self.parent_run_id,
@@ -179,15 +178,6 @@ class Tracker:
             client.log_artifacts(self._run_id, str(self.folder.path / "probes"), "probes")
             client.log_batch(self._run_id, metrics=list(_probe_metrics(self.folder)))
         client.set_terminated(self._run_id, STATUS.get(record["status"], "KILLED"), ended)
-
-
-def _rows(folder: RunFolder) -> dict[str, str]:
-    """The run's row in each study of the store. Studies that cannot be read are skipped: a report names them."""
-    rows: dict[str, str] = {}
-    for path in sorted((folder.store / "studies").glob("*.json")):
-        with contextlib.suppress(UserError, KeyError, TypeError):
-            rows.update((path.stem, str(c["row"])) for c in read_json(path)["cells"] if c["key"] == folder.key)
-    return rows
 
 
 def _probe_metrics(folder: RunFolder) -> Iterator[Metric]:

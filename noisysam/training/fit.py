@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 from torch import nn
 
 from noisysam.core import plugins
-from noisysam.core.errors import UserError
+from noisysam.core.errors import DamagedFile, UserError
 from noisysam.core.rng import stream_seed
 from noisysam.data.datasets import Dataset
 from noisysam.runs.config import RunConfig
 from noisysam.runs.problem import prepare
 from noisysam.runs.record import RunFolder
+from noisysam.runs.schema import RunRecord
 from noisysam.training import checkpoint, devices
 from noisysam.training.distributed import ProcessGroup
 from noisysam.training.result import Result
@@ -64,7 +66,7 @@ def fit(
         digests |= processes.digests()
         if len(set(processes.gather(folder.key))) > 1:
             raise UserError("the processes do not train the same run: give each the same data and the same version")
-        record = processes.share(lambda: folder.record)
+        record = processes.share(lambda: _begun(folder))
         if record is not None and record["status"] == "finished":
             if processes.first:
                 with suppress(OSError):  # the store may be read-only
@@ -75,6 +77,17 @@ def fit(
         run = Run(config, problem, digests, folder, network, tracker, progress, processes)
         with devices.settings(run.resolved["threads"], config.deterministic):
             return run.fit()
+
+
+def _begun(folder: RunFolder) -> RunRecord | None:
+    """The record so far. A run whose record cannot be read resumes from its checkpoint, if it has one."""
+    try:
+        return folder.record
+    except DamagedFile as error:
+        if not (folder.path / checkpoint.CURRENT).exists():
+            raise DamagedFile(error.path, f"{error.reason}; delete {folder.path} to train the run again") from None
+        warnings.warn(f"{error}: the run resumes from its checkpoint", stacklevel=2)
+        return None
 
 
 def _network_digest(module: nn.Module) -> str:

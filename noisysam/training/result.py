@@ -1,5 +1,6 @@
 """The result of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ class Result:
 
     key: str
     folder: Path
-    record: dict[str, Any]
+    record: Mapping[str, Any]
 
     def __getattr__(self, name: str) -> Any:
         """``result.last``, ``.last_ten``, ``.selected``, ``.best`` (oracle): shares of 1."""

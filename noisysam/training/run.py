@@ -5,7 +5,7 @@ import errno
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -19,7 +19,8 @@ from noisysam.core.errors import RunFailed, UserError
 from noisysam.methods import Stage, StageContext
 from noisysam.runs.config import RunConfig
 from noisysam.runs.problem import Problem
-from noisysam.runs.record import RECORD_SCHEMA, RunFolder
+from noisysam.runs.record import RunFolder
+from noisysam.runs.schema import RECORD_SCHEMA
 from noisysam.runs.summary import EVALUATED_AT_THE_END, cost, results, run_name
 from noisysam.training import checkpoint, devices, reuse
 from noisysam.training.distributed import ProcessGroup, ProcessLost
@@ -52,7 +53,7 @@ class Run:
         self.processes = processes = processes or ProcessGroup()
         self.tracker = tracker(folder) if tracker is not None else None
         images = config.epochs * len(problem.train)
-        earlier = folder.record or {}
+        earlier: Mapping[str, Any] = folder.sound_record or {}
         self.resolved = processes.share(lambda: earlier.get("resolved") or devices.resolve(config, images))
         self._check_machine()
         self.trainer = Trainer(config, problem, self.resolved, network, progress, processes)
@@ -213,7 +214,7 @@ class Run:
 
     # the record
 
-    def _new_record(self, earlier: dict[str, Any]) -> dict[str, Any]:
+    def _new_record(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
         c, trainer = self.config, self.trainer
         problem, recipe = trainer.problem, trainer.recipe
         return {
