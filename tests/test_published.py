@@ -254,7 +254,7 @@ def test_a_table_beside_a_study() -> None:
     whole, gains = (table.frame for table in beside("sam-table4", cells, summaries))
     assert list(whole.columns) == ["row"] + [f"symmetric {r} %, {of}" for r in (20, 80) for of in ("paper", "here")]
     assert whole.to_numpy().tolist() == [["SGD", "84.8", "70.0", "26.2", "20.0"], ["SAM", "", "", "77.9", "50.0"]]
-    assert gains.to_numpy().tolist() == [["SAM over SGD", "", "", "+51.7", "+30.0"]]
+    assert gains.to_numpy().tolist() == [["SAM over SGD", "+51.7", "+30.0"]]
     other = [{**s, "row": "ELR"} if s["row"] == "SAM" else s for s in summaries if s["row"] != "Mine"]
     (sgd, elr) = beside("elr-table1", cells, other)[0].frame.to_numpy().tolist()
     assert (sgd[:2], elr[0]) == (["SGD", "86.98"], "ELR")

@@ -185,7 +185,7 @@ def test_report_says_what_was_run(store: Path, tmp_path: Path) -> None:
     assert "one seed" not in text
     assert "## Published" not in text
     assert "Test accuracy at the last epoch" in result.text
-    assert "(oracle)" not in result.text
+    assert "best epoch on test (oracle)" not in result.text
     assert result.summary == summary_table(read_cells(store, "toy"))
 
 
