@@ -274,7 +274,7 @@ def test_table_as_printed() -> None:
     table = verdict_table(
         [judge(c, cells, SEEDS) for c in (claim("greater"), claim("equal", margin=9, measure="best", level=0.01))]
     )
-    head = ["no.", "claim", "verdict", "effect [95 % interval]", "n", "p", "p (Holm, 2 claims)", "reason"]
+    head = ["no.", "claim", "verdict", "effect [95 % interval]", "n", "p", "p (Holm over 2)", "reason"]
     assert list(table.columns) == head
     first, more, second, *_ = table.itertuples(index=False)
     assert first == (
@@ -477,7 +477,7 @@ def test_claims_of_a_study_are_corrected_for_each_other() -> None:
     assert [one.verdict for one in alone] == ["supported", "supported", "undecided"]
     assert [one.adjusted for one in found] == pytest.approx([2 * alone[0].p, 3 * alone[1].p, 1])
     assert [one.verdict for one in found] == ["undecided", "supported", "undecided"]
-    assert "p (Holm, 3 claims)" in verdict_table(found).columns
+    assert "p (Holm over 3)" in verdict_table(found).columns
     down = judge_all([claim("greater", "B", "A", noise=[rate]) for rate in (0.2, 0.4)], cells, SEEDS)
     assert [one.verdict for one in down] == ["contradicted", "contradicted"]
     assert [one.adjusted for one in down] == pytest.approx([alone[0].p, 2 * alone[1].p])

@@ -9,7 +9,7 @@ import pytest
 
 from noisysam.core.errors import UserError
 from noisysam.report import published as module
-from noisysam.report.published import RULES, layout, notes, published, source, tables, title
+from noisysam.report.published import RULES, beside, layout, notes, published, source, tables, title
 from noisysam.runs.config import RunConfig
 
 COLUMNS = (
@@ -148,7 +148,7 @@ def test_every_line_parses() -> None:
         assert line["measure"] in ("test accuracy", "validation error"), line
         assert line["dataset"] in ("cifar10", "cifar100"), line
         assert line["selection"] in RULES, line
-        assert line["mark"] in ("verified", "doubtful"), line
+        assert line["mark"] in ("verified", "second-hand", "doubtful"), line
         assert all(line["note"].split("; ")) or not line["note"], line
         assert line["note"] or line["mark"] == "verified", line
     places = [tuple(line[c] for c in ("table", "row", "noise_type", "noise", "selection")) for line in lines]
@@ -221,9 +221,10 @@ def test_the_layout_prints_every_value_with_its_notes(name: str) -> None:
         assert re.fullmatch(re.escape(value) + r"( (\[\d+\])+)?", cell), (cell, value)
         numbers = re.findall(r"\[(\d+)\]", row[len(shown) :] + cell)
         told = {*everywhere, *(by_number[number] for number in numbers)}
-        doubt = "doubtful: " if line["mark"] == "doubtful" else ""
-        assert set((doubt + line["note"]).split("; ")) - {""} <= told
-        assert ("doubtful: " in " ".join(by_number[n] for n in re.findall(r"\[(\d+)\]", cell))) == bool(doubt)
+        doubt = line["mark"] == "doubtful"
+        mark = "" if line["mark"] == "verified" else f"{line['mark']}: "
+        assert set((mark + line["note"]).split("; ")) - {""} <= told
+        assert ("doubtful: " in " ".join(by_number[n] for n in re.findall(r"\[(\d+)\]", cell))) == doubt
         seen += 1
     cells = frame[[c for c in frame.columns if "%" in c or c.startswith("human:")]]
     assert (cells != "").to_numpy().sum() == seen == SIZES[name]
@@ -242,6 +243,32 @@ def test_the_shapes_of_the_printed_tables() -> None:
     assert any(row.startswith("DivideMix (last ten)") for row in mixed)
     people = layout("cifar10n")
     assert list(people.columns)[1:] == [f"human:{s}" for s in ("aggre", "random1", "random2", "random3", "worse")]
+
+
+def test_a_table_beside_a_study() -> None:
+    """Rows and rates that both have, and gains over the first row; plain SGD stands for cross-entropy."""
+    rows = {"SGD": ("ce", "sgd"), "SAM": ("ce", "sam"), "ELR": ("elr", "sgd"), "Mine": ("ce", "sgd")}
+    cells = [{"row": row, "method": m, "opt": o, "dataset": "cifar10"} for row, (m, o) in rows.items()]
+    means = {("SGD", 0.2): 0.7, ("SGD", 0.8): 0.2, ("SAM", 0.8): 0.5, ("SAM", 0.5): 0.4, ("Mine", 0.8): 0.9}
+    summaries = [{"row": r, "noise_type": "symmetric", "noise": rate, "mean": m} for (r, rate), m in means.items()]
+    whole, gains = (table.frame for table in beside("sam-table4", cells, summaries))
+    assert list(whole.columns) == ["row"] + [f"symmetric {r} %, {of}" for r in (20, 80) for of in ("paper", "here")]
+    assert whole.to_numpy().tolist() == [["SGD", "84.8", "70.0", "26.2", "20.0"], ["SAM", "", "", "77.9", "50.0"]]
+    assert gains.to_numpy().tolist() == [["SAM over SGD", "+51.7", "+30.0"]]
+    other = [{**s, "row": "ELR"} if s["row"] == "SAM" else s for s in summaries if s["row"] != "Mine"]
+    (sgd, elr) = beside("elr-table1", cells, other)[0].frame.to_numpy().tolist()
+    assert (sgd[:2], elr[0]) == (["SGD", "86.98"], "ELR")
+    assert beside("sam-table4", [{**c, "dataset": "digits"} for c in cells], summaries) == []
+    assert beside("sam-table4", cells, [s for s in summaries if s["row"] == "SGD"]) == []
+
+
+def test_second_hand_numbers_are_marked() -> None:
+    marked = [line for line in raw() if line["mark"] == "second-hand"]
+    assert {line["table"] for line in marked} == {"asam-table6", "dividemix-elr", "dividemix-elr-cifar100"}
+    assert len(marked) == 47
+    assert all(line["note"].startswith("quoted from the paper by another source") for line in marked)
+    assert any(note.startswith("second-hand: ") for note in notes("asam-table6"))
+    assert "26.2" in notes("sam-table4")[0]
 
 
 def test_doubts_are_told() -> None:

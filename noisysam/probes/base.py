@@ -1,10 +1,10 @@
-"""What every probe shares: a finished run with its weights and data, what a probe is, and where its results go.
+"""Base of all probes: a finished run with its weights and data, the probe class, and where results are stored.
 
 A probe measures a trained network and changes nothing: neither weights nor record. Its results are in
 ``<run>/probes/<name>.json``::
 
     schema, probe, revision, key and name of the run, weights (SHA-256), options, commit, device, seconds, results,
-    scalars: those of the results that are single figures, by flat names, as MLflow shows them
+    scalars: the results that are single numbers, by flat names, as MLflow shows them
 """
 
 import math
@@ -50,7 +50,7 @@ class Options(BaseModel):
 
 
 class Probe(ABC):
-    """Something to learn about a trained network. Registered with the paper that it is from."""
+    """A measurement on a trained network. Registered with the paper that defines it."""
 
     name: ClassVar[str]
     source: ClassVar[str]
@@ -62,7 +62,7 @@ class Probe(ABC):
 
     @abstractmethod
     def run(self, subject: "Subject") -> dict[str, Any]:
-        """What was measured, JSON-able; reports draw it."""
+        """The results, JSON-serialisable. Reports draw them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +80,18 @@ class Subject:
     modules: list[nn.Module]
 
     def outputs(self, logits: Sequence[Tensor]) -> Tensor:
-        """The method's: from each network's logits (or features) to the reported logits (n, K)."""
+        """The reported logits (n, K) from the logits (or features) of each network, by the method's own rule."""
         return self.method.outputs(logits)
 
     def snapshots(self) -> list[tuple[int, int]]:
-        """(stage, epoch), in order, of the weights that ``--snapshots`` kept on the way."""
+        """(stage, epoch) of the weights that ``--snapshots`` stored during training, in order."""
         names = [path.stem.split("-") for path in (self.folder.path / "snapshots").glob("*-*.safetensors")]
         return sorted((int(stage), int(epoch)) for stage, epoch in names)
 
     def at(self, stage: int, epoch: int) -> list[nn.Module]:
-        """The networks with the weights of a snapshot; ``UserError`` where there is none."""
+        """The networks with the weights of a snapshot. ``UserError`` if there is none."""
         if (stage, epoch) not in self.snapshots():
-            raise UserError(f"run {self.folder.key} keeps no weights of stage {stage}, epoch {epoch}: see --snapshots")
+            raise UserError(f"run {self.folder.key} has no weights of stage {stage}, epoch {epoch}: see --snapshots")
         path = self.folder.path / "snapshots" / f"{stage}-{epoch}.safetensors"
         return read_networks(path, self.config, self.problem, self.device)
 
@@ -100,7 +100,7 @@ class Subject:
 
         ``clean``: training images with their true labels; ``noisy``: the same images with the labels they were given;
         ``test``: test images. At most ``limit`` of them, by class in proportion (of the training images also by
-        whether the label is wrong), the same ones in every call; None for all. What was held out is in none of them.
+        whether the label is wrong), the same ones in every call; None: all. Validation images are never included.
         """
         if name == "test":
             data = self.problem.dataset
@@ -128,10 +128,10 @@ class Subject:
 def load(
     store: Path, key: str, data_dir: Path | None = None, device: str = "auto", plugin: Path | None = None
 ) -> Subject:
-    """A finished run, from its key or the beginning of it. ``plugin``: the file that it was trained with, if any.
+    """Load a finished run by its key or a unique prefix of it. ``plugin``: the file that it was trained with, if any.
 
-    ``UserError`` in one line: no such run, not finished, without weights, or its data or labels are not what they
-    were.
+    ``UserError`` if there is no such run, it has not finished, it has no weights, or its data or labels differ from
+    those that it was trained on.
     """
     folder = find_run(store, key)
     record = _finished(folder)
@@ -171,10 +171,10 @@ def probe(
     device: str = "auto",
     plugin: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Run probes on a run; what each wrote to its file, by its name.
+    """Run probes on a run and return the content of each result file, by the name of the probe.
 
-    ``options``: each probe takes those that it has; ``UserError`` where none of them has one. What was computed from
-    the same weights with the same options is not computed again.
+    ``options``: each probe takes those that it has; ``UserError`` if none of them has one. Results that exist for the
+    same weights and options are not computed again.
     """
     folder = find_run(store, key)
     record = _finished(folder)
@@ -204,10 +204,10 @@ def probe(
 
 
 def scalars(results: Mapping[str, Any]) -> dict[str, float]:
-    """The single figures in a probe's results, by their paths: ``test.lambda_max``.
+    """The single numbers in the results of a probe, by their paths: ``test.lambda_max``.
 
-    Those are the floats that are finite; whole numbers are counts. Of a list of mappings, as the moments of a
-    training, the last counts; lists of anything else are left out.
+    These are the finite floats; integers are counts and are left out. Of a list of mappings, such as the moments of a
+    training, the last one is used; other lists are left out.
     """
     found: dict[str, float] = {}
     for name, value in results.items():
@@ -221,7 +221,7 @@ def scalars(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def choices(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, BaseModel]:
-    """The checked options of each probe; each takes those of ``options`` that it has."""
+    """The validated options of each probe, which takes those of ``options`` that it has."""
     fields = {name: PROBES[name].Options.model_fields for name in names}
     for option in options:
         if not any(option in known for known in fields.values()):
@@ -248,7 +248,7 @@ def _finished(folder: RunFolder) -> Mapping[str, Any]:
 
 
 def _config(record: Mapping[str, Any], data_dir: Path | None, plugin: Path | None) -> RunConfig:
-    """The configuration of a record, which does not say where files lie."""
+    """The configuration of a record, with the folder and plug-in of this machine."""
     values = {**record["config"], "data_dir": data_dir, "plugin": plugin}
     if record["config"].get("plugin") and plugin is None:
         raise UserError(f"run {record['key']} was trained with {record['config']['plugin']}: give it with --plugin")
@@ -256,7 +256,7 @@ def _config(record: Mapping[str, Any], data_dir: Path | None, plugin: Path | Non
 
 
 def _method(config: RunConfig, problem: Problem, loader: Loader, modules: list[nn.Module]) -> Method:
-    """The method as it was after training, as far as ``outputs`` needs it."""
+    """The method after training, with the state that ``outputs`` needs."""
     options = methods.options(config.method, config.method_option)
     known = methods.noise_facts(config.method, options)
     noisy = problem.noisy.take(problem.train)

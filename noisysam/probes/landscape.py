@@ -31,10 +31,10 @@ class LandscapeOptions(Options):
 class Landscape(Probe):
     """Loss and accuracy on a line and on a plane through the weights, along random filter-normalised directions.
 
-    The line is the first axis of the plane. All the networks that a method reports move together, each along
-    directions of its own; a classifier that the method fitted to features stays as it was fitted.
+    The line is the first axis of the plane. All networks that a method reports move together, each along its
+    own directions; a classifier that the method fitted to features is not changed.
 
-    Equation: l(w + a d1 + b d2), each filter of d a Gaussian draw as long as the same filter of w.
+    Equation: l(w + a d1 + b d2), each filter of d is a Gaussian draw with the norm of the same filter of w.
     Code: tomgoldstein/loss-landscape (net_plotter.py, ignore='biasbn').
     Checked: directions filter by filter; the middle of the plane against the run's record.
     """
@@ -59,8 +59,8 @@ def coordinates(radius: float, points: int) -> list[float]:
 def surface(subject: Subject, limit: int, seed: int, axes: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Loss and accuracy of each part at the weights plus a combination of directions, one direction for each axis.
 
-    ``coordinates``: the axes; of a part, ``loss`` and ``accuracy``: nested lists, indexed as the axes are. The networks
-    of the subject stay as they are: copies move.
+    ``coordinates``: the axes; of a part, ``loss`` and ``accuracy``: nested lists, indexed like the axes. The networks
+    of the subject are not changed: copies are moved.
     """
     modules = [deepcopy(module) for module in subject.modules]
     generator = torch.Generator().manual_seed(seed)
@@ -84,9 +84,9 @@ def surface(subject: Subject, limit: int, seed: int, axes: Sequence[Sequence[flo
 
 
 def filter_normalised(module: nn.Module, generator: torch.Generator) -> list[Tensor]:
-    """A random direction for each parameter, filter by filter as long as the weights are: a filter is what makes one
-    output, a kernel of a convolution or a row of a linear layer. Biases and the weights of norms get zeros, as in the
-    authors' code (tomgoldstein/loss-landscape, ignore='biasbn')."""
+    """A random direction for each parameter; each filter has the norm of the same filter of the weights. A filter makes
+    one output: a kernel of a convolution or a row of a linear layer. Biases and the weights of norms get zeros, as in
+    the authors' code (tomgoldstein/loss-landscape, ignore='biasbn')."""
     directions = []
     for weight in module.parameters():
         drawn = torch.randn(weight.shape, generator=generator).to(weight)

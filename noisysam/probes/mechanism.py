@@ -1,4 +1,4 @@
-"""How a network treats right and wrong labels: norms, Jacobians, and the gradients that each group brings."""
+"""How a network treats correct and wrong labels: norms, Jacobians, and the gradient of each group."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,10 +34,10 @@ class MechanismOptions(Options):
 
 @PROBES.register("mechanism", source="Baek et al. 2024, arXiv 2405.03676; SANER, arXiv 2411.17132")
 class Mechanism(Probe):
-    """Norms of head, features and Jacobians; what clean and flipped samples bring to the gradient; what SANER shrinks.
+    """Norms of head, features and Jacobians; gradients of clean and flipped samples; weights that SANER shrinks.
 
-    Over the run's snapshots and its final weights, on training samples with the labels as they were given (clean:
-    rightly, flipped: wrongly), under cross-entropy whatever the method's loss.
+    Over the run's snapshots and its final weights, on training samples with the labels as given (clean: correct,
+    flipped: wrong), under cross-entropy, whatever the loss of the method.
 
     Equation: with f the logits, r = softmax(f) - y, J = df/dw, l cross-entropy, g = mean l', e = rho g / |g|:
     |head|_F; mean |features|; mean |J|_F and |df/dx|_F; g = (1 - p) g_clean + p g_flipped with p the flipped share,
@@ -86,7 +86,7 @@ class Mechanism(Probe):
 
 
 def _moments(subject: Subject) -> Iterator[tuple[int, int, list[nn.Module]]]:
-    """Stage, epoch and networks, in order; the last are the final ones, and a snapshot of the last epoch is those."""
+    """Stage, epoch and networks of each snapshot, in order, and of the final weights (once, if there is a snapshot)."""
     last = subject.folder.epochs[-1]
     end = (int(last["stage"] or 0), int(last["epoch"] or 0))
     for stage, epoch in subject.snapshots():
@@ -164,7 +164,7 @@ def input_jacobian_norms(module: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def gradient_figures(module: nn.Module, inputs: Tensor, labels: Tensor, flipped: Tensor, rho: float) -> dict[str, Any]:
-    """What clean and ``flipped`` (n,) samples bring to the mean gradient, at w and at SAM's perturbed weights.
+    """Contributions of clean and ``flipped`` (n,) samples to the mean gradient, at w and at SAM's perturbed weights.
 
     ``gradient_norm``, of all and of each group's mean; ``gradient_share_clean`` (the rest is the flipped samples');
     ``gradient_cosine`` between the groups' means; ``logit_ratio`` of summed residual norms, clean to flipped, at w, at
@@ -240,12 +240,12 @@ def _share(mask: Tensor) -> float:
 
 
 def _weights(module: nn.Module) -> Weights:
-    """Copies of the parameters by name, so that the module's own are never touched."""
+    """Copies of the parameters by name, so that the module's own are never changed."""
     return {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
 
 
 def _perturbed(weights: Weights, direction: list[Tensor], rho: float) -> Weights:
-    """Weights at distance ``rho`` along a direction, in the same memory format; the same where that is zero."""
+    """Weights at distance ``rho`` along a direction, in the same memory format; unchanged if the direction is zero."""
     norm = global_norm(direction)
     moved = {name: w.detach().clone() for name, w in weights.items()}
     torch._foreach_add_(list(moved.values()), scaled(direction, torch.where(norm > 0, rho / norm, norm)))

@@ -1,4 +1,4 @@
-"""Quantisation: accuracy with weights of few bits, rounded plainly, and after zero-shot training without any data."""
+"""Quantisation: accuracy with weights of few bits, by rounding and after zero-shot training without data."""
 
 import copy
 from collections.abc import Iterator
@@ -51,20 +51,20 @@ class QuantiseOptions(Options):
 class Quantise(Probe):
     """Accuracy with weights of few bits: rounded to the nearest level, and after ZSAQ's zero-shot SAM-SGA.
 
-    Zero-shot: the quantised network learns to agree with the full one on images that a generator makes from noise and
-    that are to set them apart. No image of the run is seen, no label either.
+    Zero-shot: the quantised network learns to agree with the full one on images that a generator makes from
+    noise and that maximise their difference. Neither images nor labels of the run are used.
 
     Equation: q(w) = s round(w / s), s = max |w| / (2^(bits-1) - 1) over an output channel. min over theta, max over
     phi of KL(f(x) | f_q(theta)(x)) - statistics sum_l (|mu_l - m_l|^2 + |sigma_l - s_l|^2) / channels, x = G_phi(z);
     theta by a SAM step, rounding passed straight through; phi by ascent (noisysam.optim.SAMSGA). f is the full
     network; mu, sigma the moments of its batch norms' inputs, m, s the running ones.
     Code: none public.
-    Deviation: the paper is on language models and its full text could not be read: the divergence, the base rules
-    (SGD with momentum and clipping, its learning rate in proportion to the distance of the levels; Adam) and all
-    settings are ours, set on digits and on one CIFAR-10 network for minutes on a CPU. So few steps win back agreement,
-    less of the accuracy, and at 2 bits little of either. Its generator is a language model; here it is a small
-    convolutional one. The statistics, which language models have none of, are those of GDFQ, here as means over the
-    channels. Activations stay in float32 (the paper: 8 bits).
+    Deviation: the paper is on language models and its full text could not be read: the divergence, the base rules (SGD
+    with momentum and clipping, its learning rate in proportion to the distance of the levels; Adam) and all settings
+    are ours, set on digits and on one CIFAR-10 network for minutes on a CPU. So few steps recover agreement, less of
+    the accuracy, and at 2 bits little of either. Its generator is a language model; here it is a small convolutional
+    one. The statistics, which language models have none of, are those of GDFQ, here as means over the channels.
+    Activations stay in float32 (the paper: 8 bits).
     Checked: the grid in numpy; on a trained network, more agreement at 2 bits than by plain rounding, same bits from
     the same seed, and the full network as it was, bit for bit.
     """
@@ -110,7 +110,7 @@ def quantise(weight: Tensor, bits: int) -> Tensor:
 
 
 def levels(bits: int) -> int:
-    """How many there are on either side of 0."""
+    """Number of levels on either side of 0."""
     return 2 ** (bits - 1) - 1
 
 
@@ -169,8 +169,8 @@ class Generator(nn.Module):
 def zero_shot(teacher: nn.Module, bits: int, shape: torch.Size, options: QuantiseOptions) -> nn.Module:
     """A copy of the network with its weights on the levels, trained by SAM-SGA to agree with it on generated images.
 
-    ``shape``: (C, H, W) of an input. The network is in evaluation mode and stays as it is; what is learnt are the
-    copy's weights before rounding, and its biases and norms. A step that is not finite is skipped.
+    ``shape``: (C, H, W) of an input. The network is in evaluation mode and is not changed; trained are the
+    copy's weights before rounding, its biases and norms. A step that is not finite is skipped.
     """
     o = options
     device = next(teacher.parameters()).device
@@ -195,8 +195,8 @@ def zero_shot(teacher: nn.Module, bits: int, shape: torch.Size, options: Quantis
 
 
 def discrepancy(student: nn.Module, images: Tensor, target: Tensor, penalty: Tensor) -> Tensor:
-    """What the student lowers and the generator raises: the mean KL(target | student) over ``images``, less what only
-    the generator moves. ``target``: the teacher's log-probabilities (n, K), with their graph."""
+    """The loss that the student minimises and the generator maximises: the mean KL(target | student) over ``images``,
+    less what only the generator moves. ``target``: the teacher's log-probabilities (n, K), with their graph."""
     divergence = F.kl_div(student(images).log_softmax(1), target, reduction="batchmean", log_target=True)
     return divergence - penalty
 

@@ -1,7 +1,8 @@
-"""Sharpness of the loss at a network's weights: curvature (its Hessian), and how far it rises within a ball.
+"""Sharpness of the loss at a network's weights: curvature (its Hessian), and its increase within a ball.
 
-The loss is the plain mean cross-entropy of one network, whatever it was trained with, as a function of all its weights
-written as one vector. Batch norm is in evaluation mode: its running statistics are constants. All of it in float32.
+The loss is the mean cross-entropy of one network, whatever loss it was trained with, as a function of all its weights
+written as one vector. Batch norm is in evaluation mode: its running statistics are constants. All computations are in
+float32.
 """
 
 import math
@@ -46,7 +47,7 @@ class SharpnessOptions(Options):
     "sharpness", source="Foret et al. 2020, arXiv 2010.01412, sections 4.1 and 4.2; Ghorbani et al. 2019, 1901.10159"
 )
 class Sharpness(Probe):
-    """Curvature of the loss (eigenvalues, trace, spectral density), and how far it rises within a ball.
+    """Curvature of the loss (eigenvalues, trace, spectral density), and its increase within a ball.
 
     Equation: Hessian H of the mean cross-entropy l over the weights w (P of them), exact products by double backward:
     its largest eigenvalues, trace and density. Worst case, for each group of m rows: max l(w + e) - l(w) over
@@ -61,7 +62,7 @@ class Sharpness(Probe):
     Options = SharpnessOptions
 
     def run(self, subject: Subject) -> dict[str, Any]:
-        """Curvature and rise of the loss, for each part."""
+        """Curvature of the loss and its increase within a ball, for each part."""
         o = self.options
         if o.network >= len(subject.modules):
             raise UserError(f"option network={o.network}: this run has {len(subject.modules)} networks, from 0 on")
@@ -94,7 +95,7 @@ class Sharpness(Probe):
         }
 
     def ball(self, loss: "Loss") -> dict[str, Any]:
-        """How the loss rises within ``rho``: SAM's step, several steps, random directions; and what it is inside."""
+        """Loss, accuracy and gradient at the weights, and the increase of the loss within ``rho``."""
         o, rows = self.options, len(loss.labels)
         value, slope = loss.gradient(loss.weights)
         one_step, worst = worst_case(loss, rows, o.rho, o.ascent, o.m)
@@ -114,7 +115,7 @@ class Sharpness(Probe):
 class Loss:
     """Mean cross-entropy of a network on some rows, as a function of its weights: one vector (P,).
 
-    The network is in evaluation mode and stays as it is: the weights given to a call take the place of its own.
+    The network is in evaluation mode and is not changed: calls use the weights that they are given.
     """
 
     def __init__(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> None:
@@ -163,7 +164,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What a Krylov space shows of a symmetric matrix. ``values`` (n,): Ritz values, the largest first; ``errors``:
+    """Estimates from a Krylov space of a symmetric matrix. ``values`` (n,): Ritz values, the largest first; ``errors``:
     each lies within so much of an eigenvalue; ``weights``: of the density at them, in sum 1; ``traces``: the
     independent estimates of the trace, one for each random vector."""
 

@@ -114,8 +114,9 @@ def _measured(
     marked = set() if name in UNMARKED else {fields[place] for place in tables.best(summaries)}
     caption = f"Test accuracy at the last epoch against the noise rate{sections.shade(summaries)}."
     drawn = [Figure("accuracy", caption, figures.accuracy(summaries))] if name == "last" else []
-    return Section(title, tables.remark(name, cells, bool(marked)), tables=[Table(name, frame, links, marked=marked)],
-                   figures=drawn)  # fmt: skip
+    shown = [Table(name, frame, links, marked=marked)] if any(s["n"] for s in summaries) else []
+    text = tables.remark(name, cells, bool(marked)) or ("" if shown else "Not measured.")
+    return Section(title, text, tables=shown, figures=drawn)
 
 
 def _judge(plan: StudyPlan, cells: Sequence[Cell]) -> list[Verdict]:

@@ -1,4 +1,4 @@
-"""Claims about the rows of a study, and what its runs say of them: supported, contradicted or undecided."""
+"""Claims about the rows of a study, judged on its runs: supported, contradicted or undecided."""
 
 import math
 import re
@@ -36,13 +36,14 @@ INTERVAL = (1 - COVERAGE) / 2
 
 RULES = (
     "Effects are differences in percentage points between runs with the same noise, seed and label file; [ ] is the"
-    " 95 % t interval of their mean. p is one-sided, from Student's t test; verdicts go by the p value after Holm's"
-    " correction over all claims of this study, at a level of 5 % unless the reason names another. A claim is supported"
-    " where all of it is shown, contradicted where its opposite is shown, undecided otherwise; it depends on the rate"
-    " where it is shown at some rates and contradicted at others. What must hold at every rate is tested at full level"
-    " at each (intersection-union); what must hold for some row or rate by Holm; an opposite at one of several rates by"
-    " Simes. The effect printed is the one that decides. Only the seeds that the study planned first count, three or"
-    " more, all of them finished; with seeds added later, a second line describes."
+    " 95 % t interval of their mean. p values are one-sided, from Student's t test. Verdicts use the p value after"
+    " Holm's correction over all claims of the study, at a level of 5 % unless the reason names another. A claim is"
+    " supported if all of it is shown, contradicted if its opposite is shown, and undecided otherwise; a contradicted"
+    " claim depends on the rate if it is shown at some rates and its opposite at others. A claim about every rate is"
+    " tested at full level at each rate with noise (intersection-union), a claim about some row or rate by Holm, an"
+    " opposite at one of several rates by Simes. The table shows the effect that decides. Verdicts use only the seeds"
+    " that the study planned first, at least three, and only when all of their runs have finished; seeds added later"
+    " are described in a second line."
 )
 
 
@@ -72,7 +73,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class TestResult:
-    """Tests taken together: p values of the whole, and the effect that decides each."""
+    """Combined tests: p values of the claim and its opposite, and the effect that decides each."""
 
     p: float
     opposite: float
@@ -83,7 +84,7 @@ class TestResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study says of a claim. ``text``: the claim as far as the study can say it; ``depends``: it is shown at
+    """The verdict on a claim. ``text``: the claim, worded for the rates of the study; ``depends``: it is shown at
     some rates, its opposite at others; ``p``, ``opposite``: p values of the claim and of its opposite; ``adjusted``:
     the one that decides, after Holm's correction; ``deciding``: the effect that the verdict rests on; ``effects``: all
     that were tested, by row and rate; ``others``: those that are described only; ``oracle``: what in the claim's rows
@@ -409,7 +410,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """Verdicts as they are printed, all strings. Where seeds were added later, a second line describes the deciding
     effect with all of them."""
     lines = []
-    holm = f"p (Holm, {len(verdicts)} claims)"
+    holm = f"p (Holm over {len(verdicts)})"
     for number, verdict in enumerate(verdicts, 1):
         deciding = verdict.deciding
         known = f" (oracle: {', '.join(verdict.oracle)})" if verdict.oracle else ""

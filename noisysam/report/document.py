@@ -30,7 +30,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its name and the sentence under it. ``detail``: the page shows it, the Markdown only names it."""
+    """A drawing with its name and caption. ``detail``: the HTML page shows it, the Markdown only names it."""
 
     name: str
     caption: str
@@ -45,7 +45,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands under it, in this order. ``lines`` are a list: text, or (text, anchor)."""
+    """A heading and its content, in this order. ``lines``: list items, each a text or (text, anchor)."""
 
     title: str
     text: str = ""
@@ -114,7 +114,7 @@ def markdown(table: pd.DataFrame, marked: Collection[tuple[int, int]] = ()) -> s
 
 
 def tex(table: pd.DataFrame, marked: Collection[tuple[int, int]] = ()) -> str:
-    """A table for LaTeX with booktabs; signs that plain LaTeX lacks are spelt out."""
+    """A table for LaTeX with booktabs; characters that plain LaTeX lacks are written as commands."""
     text = _mark(table.map(lambda cell: printable(" ".join(str(cell).split()))), marked, "BOLD<{}>").to_latex(
         index=False, escape=True
     )
@@ -170,5 +170,5 @@ def _plain(text: str) -> str:
 
 
 def _inline(text: str) -> Markup:
-    """Text with what stands between backticks as code; everything escaped."""
+    """Escaped text, with parts between backticks as code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text)))

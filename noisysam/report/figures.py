@@ -1,5 +1,4 @@
-"""Figures of a report, the same bytes for the same figures. Fit for print, and for readers with any colour vision:
-lines differ in marker and dash too."""
+"""Figures of a report, the same bytes for the same figures. Lines differ in marker and dash as well as in colour."""
 
 import itertools
 import math
@@ -30,8 +29,8 @@ Curves = Mapping[str, Sequence[dict[str, float | None]]]  # key of a run -> the 
 
 def accuracy(summaries: Sequence[Summary]) -> Figure:
     """Test accuracy (percent) at the last epoch against the noise rate: a panel for each noise type, a line for each
-    row, bands of one standard deviation where there are several seeds. Labels that bring their own rate stand at the
-    measured one. Many rows: a line of dots for each."""
+    row, bands of one standard deviation where there are several seeds. Labels that bring their own rate are at the
+    measured one. Many rows: a line of dots for each row."""
     rows = list(dict.fromkeys(s["row"] for s in summaries))
     if len(rows) > TOGETHER:
         return _dots(summaries, rows)
@@ -87,7 +86,7 @@ def forest(verdicts: Sequence[Verdict]) -> Figure | None:
 
 
 def _dots(summaries: Sequence[Summary], rows: Sequence[str]) -> Figure:
-    """A dot for each row and noise rate, whiskers of one standard deviation; rows from above as in the table."""
+    """A dot for each row and noise rate with bars of one standard deviation; rows in the order of the table."""
     columns = list(dict.fromkeys(column_name(s) for s in summaries))
     figure, (panel,) = panel_grid(1, 1, width=7.5, height=0.9 + 0.24 * len(rows))
     for style, column in enumerate(columns):
@@ -106,8 +105,8 @@ def _dots(summaries: Sequence[Summary], rows: Sequence[str]) -> Figure:
 
 def curves(cells: Sequence[Cell], epochs: Curves) -> list[tuple[str, Figure]]:
     """Learning curves, means over seeds with bands of one standard deviation: test accuracy, memorisation, recovery and
-    detection over the epochs of the last stage, a line of panels for each noise. More rows than one panel can show are
-    parted, with the first row as the reference in each part; each part has its name."""
+    detection over the epochs of the last stage, a line of panels for each noise. If there are more rows than one panel
+    can show, they are split into several figures, each with the first row as reference and its own name."""
     rows = list(dict.fromkeys(cell["row"] for cell in finished(cells)))
     parts = [rows]
     if len(rows) > TOGETHER:
@@ -138,7 +137,7 @@ def _curves(cells: Sequence[Cell], epochs: Curves, rows: Sequence[str]) -> Figur
 
 
 def _by_epoch(runs: Sequence[Sequence[Mapping[str, float | None]]], measure: str) -> dict[int, list[float]]:
-    """Epoch -> the values of the runs that measured it in their last stage, those that are finite."""
+    """Epoch -> the finite values of the runs that measured it in their last stage."""
     values: dict[int, list[float]] = {}
     for lines in runs:
         last = max((line["stage"] or 0 for line in lines), default=0)
@@ -151,7 +150,8 @@ def _by_epoch(runs: Sequence[Sequence[Mapping[str, float | None]]], measure: str
 
 def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Figure:
     """Test accuracy at the last epoch against gradient evaluations per training image in the whole run, a panel for
-    each noise. The step line joins the rows that no cheaper row reaches; many rows: those alone carry their names."""
+    each noise. The step line joins the rows that are better than every cheaper row; if there are many rows, only
+    those have labels."""
     spent = gradients(cells)
     columns = list(dict.fromkeys(column_name(s) for s in summaries))
     figure, panels = panel_grid(1, len(columns))
@@ -219,7 +219,7 @@ def radii(sweeps: Mapping[str, Sequence[Summary]], radius: Callable[[Summary], f
 
 
 def matrices(named: Mapping[str, Sequence[Sequence[float]]], x: str, y: str) -> Figure:
-    """Row-stochastic matrices as heat maps with shared colours, in percent; numbers where they can be read."""
+    """Row-stochastic matrices as heat maps with shared colours, in percent; with numbers if there are few classes."""
     across = min(4, len(named))
     down = -(-len(named) // across)
     figure, panels = panel_grid(down, across, width=3.6 * across, height=3.5 * down)
@@ -266,7 +266,7 @@ def line_style(number: int, marker: bool = True) -> dict[str, Any]:
 
 
 def literal(name: str) -> str:
-    """A name as matplotlib prints it literally: no formulas, no hidden legend entries."""
+    """A name that matplotlib prints literally: no formulas, no hidden legend entries."""
     shown = " ".join(str(name).split()).replace("\\", "\\\\").replace("$", "\\$")
     return f" {shown}" if shown.startswith("_") else shown
 

@@ -1,7 +1,7 @@
 """Figures of what probes measured, of one run or of several side by side. They need no torch.
 
-``named``: the results of a probe by the name under which a run is shown, in the order of the lines. What is not finite
-is None in a file, and is not drawn.
+``named``: the results of a probe by the label of the run, in the order of the lines. Values that are not finite are
+None in a file and are not drawn.
 """
 
 import math
@@ -50,9 +50,9 @@ MECHANISM = {  # of a moment -> the panel's title
     "input_jacobian_clean": "Jacobian by inputs, clean",
     "input_jacobian_flipped": "Jacobian by inputs, flipped",
     "logit_ratio": "residuals, clean to flipped",
-    "logit_ratio_perturbed": "the same, weights perturbed",
-    "logit_ratio_each": "the same, for each sample",
-    "down_weighted": "share of weights that SAM slows",
+    "logit_ratio_perturbed": "residuals, perturbed weights",
+    "logit_ratio_each": "perturbed for each sample",
+    "down_weighted": "share of down-weighted weights",
 }
 
 
@@ -133,7 +133,7 @@ def planes(named: Named) -> Figure:
 
 
 def mechanism(named: Named) -> Figure:
-    """How norms and gradients move over the epochs of the last stage: a panel for each figure, a line for each run."""
+    """Norms and gradients over the epochs of the last stage: a panel for each quantity, a line for each run."""
     across = 4
     down = -(-len(MECHANISM) // across)
     figure, panels = panel_grid(down, across, width=3.4 * across, height=2.8 * down, sharex=True)
@@ -151,8 +151,8 @@ def mechanism(named: Named) -> Figure:
 
 
 def quantised(named: Named) -> Figure:
-    """Accuracy against the bits of a weight, all of them on the right: by plain rounding, and zero-shot where that was
-    asked for; a line for each run."""
+    """Accuracy against the bits of a weight, with full precision on the right, by rounding and (if computed) after
+    zero-shot training; a line for each run."""
     names = {"plain": "rounded", "zero_shot": "ZSAQ"}
     levels = [level for results in named.values() for level in results["bits"].values()]
     there = [kind for kind in names if all(f"{kind}_accuracy" in level for level in levels)]
@@ -195,13 +195,13 @@ PICTURES = {
         Picture("line", "Loss and accuracy along one filter-normalised direction.", lines),
         Picture("plane", "The loss in the plane of two filter-normalised directions.", planes, _has_plane, PLANES),
     ],
-    "mechanism": [Picture("epochs", "The same over the epochs of the last stage.", mechanism, _has_epochs)],
+    "mechanism": [Picture("epochs", "Norms and gradients over the epochs of the last stage.", mechanism, _has_epochs)],
     "quantise": [Picture("bits", "Test accuracy against the bits of a weight.", quantised)],
 }
 
 
 def draw(probe: str, named: Named) -> Iterator[tuple[Picture, Figure, int, int]]:
-    """Each picture of a probe that the results allow: its figure, the number of runs in it, the number that has it."""
+    """Each picture that the results of a probe allow: its figure, the number of runs in it, the number that have it."""
     for picture in PICTURES.get(probe, []):
         there = {name: results for name, results in named.items() if picture.has(results)}
         if there:

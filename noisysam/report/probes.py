@@ -1,4 +1,4 @@
-"""What probes found in the finished runs of a study: tables of figures, and pictures of the rows side by side."""
+"""Results of probes of the finished runs of a study: tables, and figures of the rows side by side."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,19 +39,18 @@ NORMS = {
 }
 GRADIENTS = {
     "gradient norm": "gradient_norm",
-    "share of clean (%)": "gradient_share_clean",
+    "clean share (%)": "gradient_share_clean",
     "cosine": "gradient_cosine",
     "residuals, clean to flipped": "logit_ratio",
     "perturbed": "logit_ratio_perturbed",
     "each perturbed": "logit_ratio_each",
-    "slowed weights (%)": "down_weighted",
+    "down-weighted (%)": "down_weighted",
 }
 MEANS = "Means over the seeds that were probed (n), ± their standard deviation."
 
 
 def sections(store: Path, cells: Sequence[Cell], anchors: Mapping[str, str]) -> list[Section]:
-    """A section for each probe, and for each choice of its options; none where no run was probed. ``anchors``: by
-    "row, noise", where the report lists the runs."""
+    """A section for each probe and each choice of its options. ``anchors``: of the list of runs, by "row, noise"."""
     groups: dict[tuple[str, int, str], Found] = {}
     broken = []
     for cell in finished(cells):
@@ -75,7 +74,7 @@ def sections(store: Path, cells: Sequence[Cell], anchors: Mapping[str, str]) -> 
             said = f"Measured: {statement}. {text} Options: {options}."
             parts.append(Section(f"Probe: {name}", said, tables=tables, figures=_figures(probe, name, found)))
     if broken:
-        parts.append(Section("Results of probes that cannot be read", lines=broken))
+        parts.append(Section("Probe results that cannot be read", lines=broken))
     return parts
 
 
@@ -88,9 +87,9 @@ def _sharpness(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
         for part, title in probe_figures.TITLES.items():
             lines.append(([*leading, title], place, [results[part] for results in group]))
     text = (
-        f"{MEANS} The largest eigenvalue and the trace of the Hessian, its s.e. over the random vectors; how the loss"
-        " rises within rho: worst case, for each m rows by projected ascent, whose first step is SAM's; average case,"
-        " in random directions."
+        f"{MEANS} The largest eigenvalue and the trace of the Hessian (s.e. over the random vectors); the increase"
+        " of the loss within rho: in the worst case, for each m rows by projected ascent, of which SAM takes the"
+        " first step; in the average case, in random directions."
     )
     return text, [_table(name, ("row", "noise", "images"), lines, CURVATURE, anchors)]
 
@@ -102,12 +101,12 @@ def _landscape(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
 def _mechanism(name: str, found: Found, anchors: Mapping[str, str]) -> Shown:
     lines = [(leading, place, [r["moments"][-1] for r in group]) for place, leading, group in _places(found)]
     text = (
-        f"{MEANS} At the final weights: norms of the last layer's weight, of the features and of the logits' Jacobians,"
-        " on samples with the right label (clean) and with a wrong one (flipped); the share of the gradient that clean"
-        " samples bring (along the whole one: it may lie beyond 0 and 100 %), the cosine between the two groups'"
-        " gradients, the ratio of their summed residuals (at the weights, at SAM's perturbed weights, at weights"
-        " perturbed for each sample alone), and the share of weights whose gradient SAM's perturbation makes smaller"
-        " (SANER's)."
+        f"{MEANS} At the final weights: norms of the last layer's weight, of the features and of the logits'"
+        " Jacobians, on samples with the right label (clean) and with a wrong one (flipped); the share of the"
+        " gradient that comes from clean samples (projected on the whole gradient: it may be below 0 or above 100"
+        " %), the cosine between the two groups' gradients, the ratio of their summed residuals (at the weights, at"
+        " SAM's perturbed weights, at weights perturbed for each sample alone), and the share of weights whose"
+        " gradient SAM's perturbation makes smaller (SANER's)."
     )
     tables = [
         _table(f"{name}-norms", ("row", "noise"), lines, NORMS, anchors),

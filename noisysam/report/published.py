@@ -1,4 +1,4 @@
-"""Published tables to print beside a study's own: ``published.csv``, with the source of every number.
+"""Published tables that reports print beside a study's own: ``published.csv``, with the source of every number.
 
 A line of the file is one number, in percent, as its source prints it. ``noise_type`` takes the names of the command
 line, or unstated where the source does not say; ``noise`` is the nominal rate (of human labels the measured one), a
@@ -50,7 +50,7 @@ def tables() -> list[str]:
 
 def published(table: str) -> pd.DataFrame:
     """The numbers of a table, one a line, with the columns of the file; ``noise``, ``value``, ``sd`` and ``n`` as
-    numbers (not a number where there is none). ``UserError`` where there is no such table."""
+    numbers (not a number where there is none). ``UserError`` if there is no such table."""
     lines = pd.DataFrame(_lines(table))
     numbers = ["noise", "value", "sd", "n"]
     return lines.assign(**{name: pd.to_numeric(lines[name]) for name in numbers})

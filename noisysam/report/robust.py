@@ -1,5 +1,5 @@
-"""How much a recipe hangs on its tuning: regret over the noise rates, what knowing the noise brings, what a wrong rate
-costs. All from means over seeds at the last epoch; differences are in percentage points."""
+"""How sensitive a recipe is to its tuning: regret over the noise rates, the gain of knowing the noise, the cost of a
+wrong rate. All from means over seeds at the last epoch; differences are in percentage points."""
 
 import itertools
 import re
@@ -13,8 +13,8 @@ RATE = re.compile(r"^(\d*\.?\d+)x$")  # a misspecified rate, such as 0.5x
 
 
 def regret(summaries: Sequence[Summary]) -> pd.DataFrame | None:
-    """How far each row, with its one configuration for all rates, stays behind the best row at each rate, and at worst.
-    None for a single row or rate. Only rows that are there at every rate."""
+    """How far each row, with one configuration for all rates, is behind the best row at each rate, and at worst.
+    None for a single row or rate. Only rows with results at every rate."""
     means = _means(summaries)
     columns = list(dict.fromkeys(column for _, column in means))
     rows = [row for row in dict.fromkeys(row for row, _ in means) if all((row, c) in means for c in columns)]
@@ -29,7 +29,7 @@ def regret(summaries: Sequence[Summary]) -> pd.DataFrame | None:
 
 
 def oracle_gap(cells: Sequence[Cell], summaries: Sequence[Summary]) -> pd.DataFrame | None:
-    """What an oracle row gains over each blind row of the same method and optimizer; None where there are none."""
+    """The gain of an oracle row over each blind row of the same method and optimizer; None if there are none."""
     recipe = {c["row"]: (c["method"], c["opt"]) for c in finished(cells)}
     oracle = {c["row"] for c in finished(cells) if c["oracle"]}
     pairs = [(a, b) for a in recipe for b in recipe if recipe[a] == recipe[b] and a in oracle and b not in oracle]
@@ -37,8 +37,8 @@ def oracle_gap(cells: Sequence[Cell], summaries: Sequence[Summary]) -> pd.DataFr
 
 
 def misspecified(cells: Sequence[Cell], summaries: Sequence[Summary]) -> pd.DataFrame | None:
-    """What a method that is told a wrong noise rate (an option such as 0.5x) loses against the same one told the right
-    rate; None where there is no such pair of rows."""
+    """The loss of a method that is given a wrong noise rate (an option such as 0.5x) against the same method with the
+    right rate; None if there is no such pair of rows."""
     told: dict[str, float] = {}
     rest: dict[str, object] = {}
     for cell in finished(cells):

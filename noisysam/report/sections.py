@@ -42,19 +42,19 @@ def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Section:
         tables=[Table("cost", pd.DataFrame(found, columns=["row", "gradient evaluations", *frame.columns]))],
         figures=[
             Figure("cost", "Test accuracy at the last epoch against gradient evaluations; the line joins the rows that"
-                   " no cheaper row reaches.", figures.cost(cells, summaries))
+                   " are better than every cheaper row.", figures.cost(cells, summaries))
         ],
     )  # fmt: skip
 
 
 def tuning(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
-    """Regret over the rates, the oracle's gain, the price of a wrong rate: what of it the study can say."""
+    """Regret over the rates, the gain of oracles, the cost of a wrong rate, as far as the study has the rows."""
     found = [
         ("regret", "Regret: percentage points behind the best row at each rate, with one configuration for all rates"
-         " (the best is known from the test set: descriptive).", robust.regret(summaries)),
-        ("oracle-gap", "Oracle over blind, the same method and optimizer, in percentage points.",
+         " (descriptive: the best row is chosen on the test set).", robust.regret(summaries)),
+        ("oracle-gap", "Gain of oracle rows over blind rows with the same method and optimizer, in percentage points.",
          robust.oracle_gap(cells, summaries)),
-        ("misspecified", "A wrong noise rate against the right one, in percentage points.",
+        ("misspecified", "Effect of giving a method a wrong noise rate, in percentage points.",
          robust.misspecified(cells, summaries)),
     ]  # fmt: skip
     there = [Table(name, frame, text=text) for name, text, frame in found if frame is not None]
@@ -91,7 +91,7 @@ def radii(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
 
 
 def confusions(store: Path, cells: Sequence[Cell]) -> list[Section]:
-    """Test confusion at the last epoch of the first rows at the first noise, first seed, where runs recorded it."""
+    """Test confusion at the last epoch of the first rows, at the first noise and seed, if runs recorded it."""
     done = finished(cells)
     first = [c for c in done if (tables.column_name(c), c["seed"]) == (tables.column_name(done[0]), done[0]["seed"])]
     found: dict[str, Any] = {}
@@ -101,8 +101,6 @@ def confusions(store: Path, cells: Sequence[Cell]) -> list[Section]:
             found[place_name(cell)] = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     if not found:
         return []
-    caption = (
-        "Share of the test images of each class (rows) that are taken for each class (columns), last epoch, percent."
-    )
+    caption = "Test images of each class (rows) by predicted class (columns), in percent, at the last epoch."
     drawing = figures.matrices(found, "predicted", "class")
     return [Section("Confusion", figures=[Figure("confusion", caption, drawing, detail=True)])]

@@ -24,7 +24,7 @@ def sentences(cells: Sequence[Cell], summaries: Sequence[Summary], verdicts: Seq
 def _compared(cells: Sequence[Cell]) -> str:
     done = finished(cells)
     rows = list(dict.fromkeys(cell["row"] for cell in done))
-    named = f" ({', '.join(rows)})" if 1 < len(rows) <= NAMED else ""
+    named = f" ({'; '.join(rows)})" if 1 < len(rows) <= NAMED else ""
     what = f"{len(rows)} training recipes{named} are compared" if len(rows) > 1 else f"{rows[0]} is measured"
     noises = joined(column_name(cell) for cell in sorted(done, key=lambda c: (c["noise_type"], c["noise"])))
     seeds = len({cell["seed"] for cell in done})
@@ -51,13 +51,14 @@ def _best(summaries: Sequence[Summary]) -> str:
 
 def _effect(verdict: Verdict) -> str:
     """The effects at each place of a claim that compares two rows; else the one that decides."""
-    effects = verdict.effects if verdict.claim.kind in ("greater", "not_worse", "equal") else [verdict.deciding]
+    paired = verdict.claim.kind in ("greater", "not_worse", "equal")
+    effects = verdict.effects if paired else [verdict.deciding]
     found = [(effect, effect.planned.mean) for effect in effects if effect is not None and effect.planned is not None]
     if not found or len(found) > NAMED:
         return ""
     effect, mean = found[0]
-    if verdict.claim.kind == "grows":
-        return f" ({mean:+.1f} {effect.unit})"
+    if not paired:
+        return f" ({mean:+.1f} {effect.unit}{'' if verdict.claim.kind == 'grows' else f', {effect.what}'})"
     said = [f"{mean:+.1f} points at {effect.what}", *(f"{mean:+.1f} at {effect.what}" for effect, mean in found[1:])]
     return f" ({'it depends on the rate: ' if verdict.depends else ''}{', '.join(said)})"
 

@@ -1,7 +1,7 @@
-"""Intervals and tests for a handful of seeds: small functions of one value per seed.
+"""Intervals and tests for a few seeds: small functions of one value per seed.
 
-A p value is small where what its function is named after holds. Fewer than two values show nothing: p = 1. Values
-without any spread are taken as the limit of ever smaller spread: p is 0 or 1.
+The p value of a test is small if the statement that the function is named after holds. With fewer than two values
+p = 1. Values without spread are treated as the limit of a vanishing spread: p is 0 or 1.
 """
 
 import math
@@ -88,9 +88,8 @@ def _beyond(values: Values, bound: float, sign: int) -> float:
 
 
 def sign_flip(values: Values, bound: float = 0.0) -> float:
-    """That the mean exceeds ``bound``, where the values are as likely to lie so far above as below it: the share of all
-    2^n ways to flip the signs of value - ``bound`` that give a mean at least as large (Fisher 1935). From 14 values on
-    of 9,999 random ways, with a fixed seed."""
+    """That the mean exceeds ``bound``, by the sign-flip test (Fisher 1935): the share of the 2^n ways to flip the signs
+    of value - ``bound`` whose mean is at least as large. If 2^n > 9,999, random flips with a fixed seed are used."""
     if len(values) < 2:
         return 1.0
     distances = (np.round(np.asarray(values, np.float64) - bound, 9),)
@@ -116,20 +115,20 @@ def different(differences: Values, margin: float = 0.0) -> float:
 
 
 def intersection_union(p: Sequence[float]) -> float:
-    """That every one of several things holds, each tested at full level (Berger 1982): the largest p."""
+    """That all of several statements hold, each tested at full level (Berger 1982): the largest p."""
     return max(p)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjusted p values of a family, under any dependence (Holm 1979): those at or below the level hold, all of them
-    together, but for an error at that level."""
+    """p values adjusted for a family of tests, under any dependence (Holm 1979): if those at or below a level are taken
+    as shown, the probability of any error is at most that level."""
     order = np.argsort(p)
     steps = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1))
     return [float(value) for value in np.minimum(steps, 1)[np.argsort(order)]]
 
 
 def simes(p: Sequence[float]) -> float:
-    """That at least one of several things holds (Simes 1986): min over j of k p_(j) / j. It is never above Holm's
+    """That at least one of several statements holds (Simes 1986): min over j of k p_(j) / j. It is never above Holm's
     smallest, nor above the largest p; at level where the tests are independent or positively dependent."""
     return min(len(p) * value / (j + 1) for j, value in enumerate(sorted(p)))
 

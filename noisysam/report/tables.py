@@ -1,4 +1,4 @@
-"""The cells of a study as figures, means and printed tables."""
+"""The cells of a study as flat dictionaries, means and printed tables."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,8 +29,8 @@ WHOLE = ("variant", "revisions", "method_options", "matrix")  # of a cell: what 
 
 def read_cells(store: Path, study: str) -> list[Cell]:
     """The cells of a study in the order of its plan. A row whose cells differ in more than noise and seed is split,
-    and its name says by what. A record that cannot be read gives no number: its
-    cell's status is ``damaged``."""
+    and the settings that differ are added to its name. A cell whose record cannot be read has the status ``damaged`` and
+    no results."""
     plan = load_study(store, study)["cells"]
     return [
         _flat(cell, variant, _record(store, cell["key"])) for cell, variant in zip(plan, _variants(plan), strict=True)
@@ -108,7 +108,7 @@ def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> C
 
 
 def _machine(resolved: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    """What of the hardware and of the code decides the bits of a result."""
+    """The hardware and numerics revision that decide the bits of a result."""
     name = (environment.get("cpu") if resolved.get("device") == "cpu" else None) or resolved.get("device_name")
     numerics = environment.get("numerics")
     return joined([name, environment.get("instruction_set"), numerics and f"numerics revision {numerics}"])
@@ -121,7 +121,7 @@ def machines(cells: Iterable[Cell]) -> dict[str, str]:
 
 
 def remark(measure: str, cells: Sequence[Cell], marked: bool) -> str:
-    """What must be said of the table of a measure."""
+    """Remarks on the table of a measure."""
     said = ["The best mean of each column is in bold."] if marked else []
     rows = list(dict.fromkeys(cell["row"] for cell in finished(cells) if cell["sparse"]))
     if measure in PICKED and rows:
@@ -134,7 +134,7 @@ def remark(measure: str, cells: Sequence[Cell], marked: bool) -> str:
 
 
 def _first_line(error: str | None) -> str | None:
-    """The line of an error that says what happened: of a traceback the last one."""
+    """The most informative line of an error: of a traceback the last one."""
     lines = (error or "").strip().splitlines()
     return None if not lines else lines[-1 if lines[0].startswith("Traceback") else 0]
 
@@ -150,7 +150,7 @@ def runs(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def check(cells: Sequence[Cell], study: str) -> None:
-    """``UserError`` where the finished runs do not belong in one table: several precisions, several revisions of one
+    """``UserError`` if the finished runs do not belong in one table: several precisions, several revisions of one
     component, or rows that were trained on different labels at the same noise and seed."""
     done = finished(cells)
     _one_each(done, lambda c: [("precision", c["precision"])], f"study {study} mixes")
@@ -191,7 +191,7 @@ def place_name(cell: Mapping[str, Any]) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1 in percent, as short as it can be written."""
+    """A share of 1 in percent, in its shortest form."""
     return f"{100 * share:.10g}"
 
 
@@ -240,7 +240,7 @@ def summary_table(cells: Sequence[Cell], measure: str = "last") -> list[Summary]
 
 
 def joined(values: Iterable[Any], none: str = "") -> str:
-    """The distinct values in the order in which they come, numbers as short as they can be written."""
+    """The distinct values in their order, numbers in their shortest form."""
     present = [f"{v:g}" if isinstance(v, float) else str(v) for v in values if v is not None]
     return ", ".join(dict.fromkeys(present)) or none
 
@@ -304,7 +304,7 @@ def _field(s: Summary) -> str:
 
 
 def row_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """What each row is and costs: over its finished runs the mean of gradient evaluations, the median of speeds."""
+    """Settings and cost of each row: the mean number of gradient evaluations and the median speed of its runs."""
     lines = []
     for row in dict.fromkeys(cell["row"] for cell in cells):
         done = finished(cell for cell in cells if cell["row"] == row)
@@ -330,7 +330,7 @@ def _over(cells: Sequence[Cell], name: str, form: str, of: Callable[[list[float]
 
 
 def noise_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Nominal rates beside the flip rates that were measured."""
+    """Nominal noise rates beside the measured flip rates."""
     lines = []
     for noise_type, noise in sorted({(cell["noise_type"], cell["noise"]) for cell in cells}):
         here = [c for c in finished(cells) if (c["noise_type"], c["noise"]) == (noise_type, noise)]

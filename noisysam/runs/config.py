@@ -170,9 +170,9 @@ class RunConfig(BaseModel):
         }
         missing |= {} if self.norm != "none" else {"norm layers": "--norm none leaves it nothing to perturb"}
         parts: dict[str, Any] = {"method": method, "optimizer": recipe.optimizer}
-        fault = unmet(parts, missing)
-        if fault is not None:
-            raise ValueError(fault)
+        lack = unmet(parts, missing)
+        if lack is not None:
+            raise ValueError(lack)
         if self.l2 == "loss" and (self.base_opt == "adamw" or self.opt == "adamw"):
             raise ValueError("--l2 loss goes with sgd: adamw decouples its weight decay")
         return self

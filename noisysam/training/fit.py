@@ -61,7 +61,7 @@ def fit(
                     problem.save_labels(folder)
                 except OSError as error:  # a finished run can be read from a store that cannot be written
                     unwritable = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
-                    if not unwritable or (folder.record or {}).get("status") != "finished":
+                    if not unwritable or not finished(folder):
                         raise
         digests |= processes.digests()
         if len(set(processes.gather(folder.key))) > 1:
@@ -95,3 +95,9 @@ def _network_digest(module: nn.Module) -> str:
     for name, value in module.state_dict().items():
         content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return content.hexdigest()
+
+
+def finished(folder: RunFolder) -> bool:
+    """Whether a run is finished, by its record."""
+    record = folder.record
+    return record is not None and record["status"] == "finished"
