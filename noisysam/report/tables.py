@@ -29,8 +29,8 @@ WHOLE = ("variant", "revisions", "method_options", "matrix")  # of a cell: what 
 
 def read_cells(store: Path, study: str) -> list[Cell]:
     """The cells of a study in the order of its plan. A row whose cells differ in more than noise and seed is split,
-    and the settings that differ are added to its name. A cell whose record cannot be read has the status ``damaged`` and
-    no results."""
+    and the settings that differ are added to its name. A cell whose record cannot be read has the status ``damaged``
+    and no results."""
     plan = load_study(store, study)["cells"]
     return [
         _flat(cell, variant, _record(store, cell["key"])) for cell, variant in zip(plan, _variants(plan), strict=True)
