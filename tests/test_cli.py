@@ -237,8 +237,8 @@ def test_sweep_report_export_import(says: Callable[..., str], study: Path, tmp_p
     assert says("export", "two", out, "--weights").startswith("2 finished runs of two")
     manifest = json.loads((out / "MANIFEST.json").read_text())["files"]
     keys = [line.split()[0] for line in listed[:2]]
-    parts = ("record.json", "epochs.csv", "weights.safetensors")
-    assert {f"{key}/{part}" for key in keys for part in parts} < set(manifest)
+    parts = ("epochs/{}.csv.gz", "weights/{}.safetensors")
+    assert {part.format(key) for key in keys for part in parts} < set(manifest)
     assert says("import", out, "--store", tmp_path / "other").startswith("2 new runs")
     assert says("import", out, "--store", tmp_path / "other").startswith("0 new runs")
     for name in manifest:

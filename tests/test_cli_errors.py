@@ -544,7 +544,7 @@ def test_corrupt_records(fails: Callable[..., str], exported: Path, tmp_path: Pa
     (record,) = (tmp_path / "runs").glob("*/record.json")
     good = record.read_text()
     plan = tmp_path / "runs" / "studies" / "one.json"
-    commands = (RUN, ("report", "one"), ("sweep", exported / "one.yaml", "--no-track"))
+    commands = ((RUN, 2), (("report", "one"), 2), (("sweep", exported / "one.yaml", "--no-track"), 1))
     for fault, word in (
         (good[: len(good) // 2], "cannot be read as JSON"),
         ("", "cannot be read as JSON"),
@@ -553,8 +553,8 @@ def test_corrupt_records(fails: Callable[..., str], exported: Path, tmp_path: Pa
         ("{}", "schema: missing"),
     ):
         record.write_text(fault)
-        for command in commands:
-            fails(command, 2, "record.json", word)
+        for command, code in commands:
+            fails(command, code, "record.json", word)
     record.write_text(good)
     plan.write_text("{")
     fails(("report", "one"), 2, "one.json", "cannot be read as JSON")
