@@ -241,7 +241,7 @@ def test_sweep_report_export_import(says: Callable[..., str], study: Path, tmp_p
     assert {part.format(key) for key in keys for part in parts} < set(manifest)
     assert says("import", out, "--store", tmp_path / "other").startswith("2 new runs")
     assert says("import", out, "--store", tmp_path / "other").startswith("0 new runs")
-    for name in manifest:
+    for name in (name for name in manifest if name.startswith(("labels/", "studies/"))):
         assert (tmp_path / "other" / name).read_bytes() == (out / name).read_bytes()
 
 
