@@ -241,8 +241,14 @@ def test_sweep_report_export_import(says: Callable[..., str], study: Path, tmp_p
     assert {part.format(key) for key in keys for part in parts} < set(manifest)
     assert says("import", out, "--store", tmp_path / "other").startswith("2 new runs")
     assert says("import", out, "--store", tmp_path / "other").startswith("0 new runs")
-    for name in manifest:
-        assert (tmp_path / "other" / name).read_bytes() == (out / name).read_bytes()
+    for key in keys:
+        for part in ("record.json", "epochs.csv", "confusion.csv", "weights.safetensors"):
+            assert (tmp_path / "other" / key / part).read_bytes() == (tmp_path / "runs" / key / part).read_bytes()
+
+    says("report", "--all", "--from", out, "--out", "again")
+    for path in (tmp_path / "reports" / "two").rglob("*.*"):
+        again = tmp_path / "again" / "two" / path.relative_to(tmp_path / "reports" / "two")
+        assert again.read_bytes() == path.read_bytes()
 
 
 def test_an_imported_run_is_not_trained_again(
