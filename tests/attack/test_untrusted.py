@@ -271,6 +271,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         assert refused(lambda path=path: load_npz(path))
         assert refused(lambda path=path: study_file.read(path))
         assert refused(lambda path=path: label_files.load(path))
+        assert refused(lambda path=path: label_files._read_csv(path))
         assert refused(lambda path=path: validate({"plugin": path, "dataset": "digits"}))
     (tmp_path / "large").write_bytes(b"12345")
     check_file(tmp_path / "large", 5)
