@@ -166,6 +166,7 @@ BOMBS = {
     "a tag of Python": "base: !!python/object/apply:os.system ['touch here']\nrows: {a: {}}",
     "too large": "#" * 2**18 + "\n",
     "a key of a list": "? [a, b]\n: 1",
+    "an empty number": "!!int",
 }  # fmt: skip
 
 
