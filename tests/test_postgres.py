@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 
 from noisysam.runs.record import RunFolder
-from noisysam.tracking import Tracker
+from noisysam.tracking.tracker import Tracker
 
 number, store, uri, runs, epochs = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 (store / f"ready-{number}").touch()

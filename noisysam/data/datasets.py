@@ -24,7 +24,7 @@ from noisysam.core.registry import Registry
 
 if TYPE_CHECKING:  # noise models and reports do without torch, whose import takes a second
     from torch import Tensor
-from noisysam.core.text import one_line
+from noisysam.core.text import one_line, printable
 from noisysam.core.untrusted import check_file
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -186,7 +186,7 @@ def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = 
             names = {name.removesuffix(".npy"): name for name in archive.namelist()}
             missing = [key for key in required if key not in names]
             if missing:
-                found = ", ".join(names) or "nothing"
+                found = " ".join(printable(", ".join(names)).split())[:200] or "nothing"
                 raise UserError(f"{path}: lacks {', '.join(missing)} (it holds {found})")
             return {key: _member(archive, names[key], path) for key in (*required, *optional) if key in names}
     except UserError:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from noisysam.core.errors import UserError
 from noisysam.core.files import temporary_name
 from noisysam.core.text import one_line
+from noisysam.core.untrusted import check_file
 from noisysam.data.datasets import checked_labels, read_npz
 
 Labels = NDArray[np.int64]
@@ -171,6 +172,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def _read_csv(path: Path) -> dict[str, NDArray[np.int64]]:
     """``labels`` and, if there, ``clean`` of a CSV with a header, in the order of its ``index`` column, if any."""
+    check_file(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = csv.reader(file)

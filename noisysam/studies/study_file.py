@@ -133,7 +133,7 @@ def _parse(path: Path) -> tuple[Values, Lines]:
         lines = Lines({place: (path, line) for place, line in _places(loader, root)})
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # the others: of numbers, dates and keys
+    except Exception as error:  # PyYAML's own, and those of its constructors of numbers, dates and keys
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or one_line(error)

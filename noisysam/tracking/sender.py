@@ -237,12 +237,17 @@ def send_report(uri: str, study: str, folder: Path, text: str, warn: Warn = to_w
 
 
 def sync_store(
-    store: Path, uri: str, warn: Warn = to_warnings, keys: Iterable[str] | None = None, wait: float | None = None
+    store: Path,
+    uri: str,
+    experiment: str | None = None,
+    warn: Warn = to_warnings,
+    keys: Iterable[str] | None = None,
+    wait: float | None = None,
 ) -> tuple[int, int]:
     """``study.sync_store`` in the worker, with a deadline for each record, or for all of them (``wait``)."""
     chosen = list(keys if keys is not None else (path.parent.name for path in store.glob("*/record.json")))
     try:
-        done, failed = _ask("sync_store", store.absolute(), uri, chosen, wait=wait, warn=warn)
+        done, failed = _ask("sync_store", store.absolute(), uri, experiment, chosen, wait=wait, warn=warn)
         return done, failed
     except RunFailed as error:
         warn(f"{error}: {LATER}")

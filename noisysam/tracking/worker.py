@@ -98,6 +98,6 @@ class Calls:
     def send_report(self, uri: str, name: str, folder: Path, text: str) -> bool:
         return study.send_report(uri, name, folder, text, self.warn)
 
-    def sync_store(self, store: Path, uri: str, keys: Sequence[str]) -> tuple[int, int]:
+    def sync_store(self, store: Path, uri: str, experiment: str | None, keys: Sequence[str]) -> tuple[int, int]:
         """The alarm starts again with each record."""
-        return study.sync_store(store, uri, None, self.warn, keys, lambda: signal.alarm(sender.REQUEST))
+        return study.sync_store(store, uri, experiment, self.warn, keys, lambda: signal.alarm(sender.REQUEST))

@@ -32,7 +32,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A worker that has started, so that short runs meet the store; and a short wait at the end."""
     monkeypatch.setenv(sender.LIMIT, "2")
     monkeypatch.setattr(sender, "_silent", set())
-    sender._ask("sync_store", Path("nowhere"), "sqlite:///nowhere.db", [], wait=None, warn=print)
+    sender._ask("sync_store", Path("nowhere"), "sqlite:///nowhere.db", None, [], wait=None, warn=print)
     yield
     sender._stop()
 

@@ -166,6 +166,7 @@ BOMBS = {
     "a tag of Python": "base: !!python/object/apply:os.system ['touch here']\nrows: {a: {}}",
     "too large": "#" * 2**18 + "\n",
     "a key of a list": "? [a, b]\n: 1",
+    "an empty number": "!!int",
 }  # fmt: skip
 
 
@@ -271,6 +272,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         assert refused(lambda path=path: load_npz(path))
         assert refused(lambda path=path: study_file.read(path))
         assert refused(lambda path=path: label_files.load(path))
+        assert refused(lambda path=path: label_files._read_csv(path))
         assert refused(lambda path=path: validate({"plugin": path, "dataset": "digits"}))
     (tmp_path / "large").write_bytes(b"12345")
     check_file(tmp_path / "large", 5)
