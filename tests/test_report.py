@@ -456,3 +456,11 @@ def test_published_table_stands_in_its_own_section(store: Path, tmp_path: Path) 
     assert "rho 0.5" in (report(store, "sweep", tmp_path / "out").folder / "report.md").read_text()
     with pytest.raises(UserError, match="no published table 'sam-table5'"):
         published.layout("sam-table5")
+
+
+def test_runs_of_an_earlier_revision_are_a_row_of_their_own(store: Path) -> None:
+    edit(store, key("sgd", 0.2, 0), revisions={"method pes": 1, "optimizer sgd": 1})
+    edit(store, key("sgd", 0.2, 1), revisions={"method of a plug-in": 1, "optimizer sgd": 1})
+    rows = {cell["key"]: cell["row"] for cell in read_cells(store, "toy")}
+    assert rows[key("sgd", 0.2, 0)].endswith(", earlier revision")
+    assert not rows[key("sgd", 0.2, 1)].endswith("earlier revision")

@@ -24,17 +24,33 @@ RECIPE = (  # settings that a report prints, and that `results.csv` has
     "dataset", "augment", "noise_draw", "base_opt", "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup",
     "batch", "epochs", "eval_every",
 )  # fmt: skip
+EARLIER = "earlier revision"  # added to the name of a row whose runs are of a component that was mended since
 WHOLE = ("variant", "revisions", "method_options", "matrix")  # of a cell: what is no single figure
 
 
 def read_cells(store: Path, study: str) -> list[Cell]:
     """The cells of a study in the order of its plan. A row whose cells differ in more than noise and seed is split,
-    and the settings that differ are added to its name. A cell whose record cannot be read has the status ``damaged``
-    and no results."""
+    and the settings that differ are added to its name; so is that a cell was trained with an earlier revision of its
+    method or optimizer, whose results a table does not take together with today's. A cell whose record cannot be read
+    has the status ``damaged`` and no results."""
     plan = load_study(store, study)["cells"]
-    return [
-        _flat(cell, variant, _record(store, cell["key"])) for cell, variant in zip(plan, _variants(plan), strict=True)
-    ]
+    cells = []
+    for cell, variant in zip(plan, _variants(plan), strict=True):
+        record = _record(store, cell["key"])
+        cells.append(_flat(cell, joined([variant or None, EARLIER if _earlier(record) else None]), record))
+    return cells
+
+
+def _earlier(record: Mapping[str, Any]) -> bool:
+    """Whether a run was trained with an earlier revision of a component than today's."""
+    from noisysam import methods, optim
+
+    registries: dict[str, Any] = {"method": methods.METHODS, "optimizer": optim.OPTIMIZERS}
+    for component, revision in record.get("revisions", {}).items():
+        kind, _, name = component.partition(" ")
+        if name in registries.get(kind, ()) and registries[kind][name].revision > revision:
+            return True
+    return False
 
 
 def _record(store: Path, key: str) -> Mapping[str, Any]:
