@@ -40,6 +40,7 @@ CASES = {
     "dividemix": {"epochs": "4", "method": "dividemix", "method-option": "warmup=2", "train-subset": "400"},
 }
 LINES = {"sgd": 8, "sam": 6, "bootstrap": 8, "co-teaching": 4, "dividemix": 4}  # of epochs.csv, over all stages
+QUICK = ("sam", "bootstrap")  # cases that `make test` kills
 Spawn = Callable[..., BaseProcess]  # (arguments, log) -> a started process
 LONG = {"epochs": "16"}  # long enough to be caught in its middle
 
@@ -133,8 +134,7 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "case",
-    ["sam", "bootstrap", *(pytest.param(c, marks=pytest.mark.slow) for c in ("sgd", "co-teaching", "dividemix"))],
+    "case", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
 def test_killed_again_and_again(case: str, tmp_path: Path, spawn: Spawn) -> None:
     whole = spawn(command(tmp_path / "whole", **CASES[case]))
@@ -181,6 +181,7 @@ def long_run(tmp_path_factory: pytest.TempPathFactory, spawn: Spawn) -> dict[str
     return bits(store)
 
 
+@pytest.mark.slow
 def test_a_real_process_is_killed(tmp_path: Path, long_run: dict[str, Any]) -> None:
     process = real(tmp_path, **LONG)
     wait_for(tmp_path, 2, lambda: process.poll() is not None)
