@@ -6,6 +6,11 @@ from typing import Any
 from pydantic import ValidationError
 
 
+def named(part: Any) -> str:
+    """A part of a place in a file, on one line whatever characters it has."""
+    return str(part) if str(part).isprintable() else ascii(part)
+
+
 def fault(error: ValidationError) -> tuple[str | None, Any, str]:
     """The first fault of a pydantic error: its field, the value that was given, and the reason."""
     first = error.errors()[0]
@@ -18,7 +23,7 @@ def fault(error: ValidationError) -> tuple[str | None, Any, str]:
         message = "missing"
     else:
         message += f" (got {reprlib.repr(first['input'])})"
-    return ".".join(map(str, first["loc"])), first["input"], message
+    return ".".join(map(named, first["loc"])), first["input"], message
 
 
 def explain(error: ValidationError, prefix: str = "--") -> str:

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in their configurations, and their figures."""
+"""A table that compares runs: the settings in which they differ, and their results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -44,7 +44,7 @@ def compare(folders: Sequence[RunFolder]) -> pd.DataFrame:
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:
-    """The configuration with the options of optimizer and method as they were understood, and the precision."""
+    """The configuration with the validated options of optimizer and method, and the precision."""
     given = {"method_option", "opt_option", "rho", "sam_m", "ascent_steps"}
     own = {name: value for name, value in record["config"].items() if name not in given}
     own |= {f"{record['config']['opt']}: {k}": v for k, v in record["optimizer_options"].items()}

@@ -13,7 +13,7 @@ from noisysam.core import plugins
 from noisysam.core.errors import FieldError, OptionError, UnknownName, UserError
 from noisysam.core.requirements import unmet
 from noisysam.core.untrusted import unusable
-from noisysam.core.validation import fault
+from noisysam.core.validation import fault, named
 from noisysam.runs.presets import PRESETS
 
 if TYPE_CHECKING:  # torch, which it needs, takes a second to import
@@ -249,7 +249,7 @@ def validate(values: Mapping[str, Any], where: str = "") -> RunConfig:
         if name not in RunConfig.model_fields:
             near = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
             hint = f", did you mean {near[0]}?" if near else ""
-            raise FieldError(name, values[name], f"there is no field {name}{hint}", named=True, where=where)
+            raise FieldError(name, values[name], f"there is no field {named(name)}{hint}", named=True, where=where)
     try:
         return RunConfig(**values)
     except ValidationError as error:

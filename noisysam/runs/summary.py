@@ -1,4 +1,4 @@
-"""What came out of a run, from the lines of its epochs."""
+"""Results and cost of a run, computed from the lines of its epochs."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ EVALUATED_AT_THE_END = 10  # epochs that are evaluated whatever --eval-every say
 
 
 def run_name(config: RunConfig) -> str:
-    """A run in a few words, what differs most between runs first."""
+    """A short description of a run."""
     rate = f" {config.noise:g}" if config.noise else ""
     recipe = config.opt if config.method == "ce" else f"{config.method} {config.opt}"
     return f"{recipe}, {config.noise_type}{rate}, seed {config.seed}, {config.dataset} {config.model}"
@@ -36,7 +36,7 @@ def results(lines: list[dict[str, Any]], stage: int) -> dict[str, Any]:
 
 
 def cost(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the run took, over all stages; ``gradient_evaluations`` are those per image that was drawn."""
+    """Cost of the run over all stages; ``gradient_evaluations``: per image that was drawn."""
     total = {
         name: sum(line.get(name) or 0 for line in lines)
         for name in ("steps", "skipped_steps", "forward_samples", "gradient_samples")

@@ -1,1 +1,1 @@
-"""Many runs: study files, plans, sweeps, tuning."""
+"""Studies of many runs: study files, plans, sweeps, tuning."""

@@ -1,4 +1,4 @@
-"""Studies: one YAML file becomes cells, each a run with its key. Everything is checked before anything starts.
+"""Plans of studies: the cells of a YAML file, each a run with its key. All of them are validated before any run.
 
 What is run of it, and how, is in ``sweep``.
 """
@@ -34,7 +34,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The cell in a few words."""
+        """A short description of the cell."""
         c = self.config
         return f"{self.row} | {c.noise_type} {c.noise:g} | seed {c.seed}"
 
@@ -43,7 +43,8 @@ class Cell:
 
 
 def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
-    """Every cell of a study file, validated, in the order seed, grid, row, so that rows of one problem are adjacent."""
+    """All cells of a study file, validated, ordered by seed, grid point and row, so that runs that are compared are
+    adjacent."""
     study, lines = _read(path)
     own_seeds = _own_seeds(path, study, lines)
     _check(path, study, lines)
@@ -76,7 +77,7 @@ def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
 
 
 def _own_seeds(path: Path, study: StudyFile, lines: Lines) -> dict[str, list[int]]:
-    """The seeds of rows that name their own, which are taken out of the rows' values."""
+    """The seeds of rows that have their own list. The lists are removed from the values of the rows."""
     found = {}
     for row, values in study.rows.items():
         if "seeds" in values:
@@ -88,7 +89,7 @@ def _own_seeds(path: Path, study: StudyFile, lines: Lines) -> dict[str, list[int
 
 
 class Where:
-    """Where a cell's values stand, for the message that says what is wrong with one of them."""
+    """The file and line of each value of a cell, for error messages."""
 
     def __init__(self, path: Path, lines: Lines, row: str, rate: Any, seed: int) -> None:
         self.path, self.lines, self.row, self.rate, self.seed = path, lines, row, rate, seed
@@ -103,7 +104,7 @@ class Where:
         return self.lines.at(self.path, *(place for place in places if place in self.lines), row)
 
     def validate(self, values: Values) -> RunConfig:
-        """The configuration, or a ``UserError`` with the line of the field at fault."""
+        """The validated configuration; ``UserError`` names the line of an invalid field."""
         try:
             return validate(values)
         except FieldError as error:
@@ -112,7 +113,7 @@ class Where:
 
 
 def _check(path: Path, study: StudyFile, lines: Lines) -> None:
-    """What can be said before any cell is made."""
+    """Validate what does not depend on single cells."""
     layers: list[tuple[Place, Values]] = [(("base",), study.base), (("grid",), study.grid)]
     layers += [(("rows", row), values) for row, values in study.rows.items()]
     for place, values in list(layers):
@@ -147,7 +148,7 @@ def _check(path: Path, study: StudyFile, lines: Lines) -> None:
 
 
 def _values(study: StudyFile, row: str, point: Values) -> tuple[Values, Any]:
-    """A cell's values but for its seed, and its noise rate as it was given."""
+    """The values of a cell without its seed, and its noise rate as given in the file."""
     base, of_base = split(study.base)
     own, of_row = split(study.rows[row])
     rate = {**base, **point, **own}.get("noise", 0.0)
@@ -156,7 +157,7 @@ def _values(study: StudyFile, row: str, point: Values) -> tuple[Values, Any]:
 
 
 def split(values: Values) -> tuple[Values, dict[Any, Values]]:
-    """The values of base or of a row: those for all rates, and those for single ones."""
+    """The values of base or of a row: those for all noise rates, and those for single rates."""
     special = values.get("noise")
     if not isinstance(special, dict):
         return values, {}
@@ -173,7 +174,7 @@ def _dotted(place: Place) -> str:
 
 
 def _all_used(path: Path, study: StudyFile, lines: Lines, used: set[tuple[str, Any]]) -> None:
-    """Values for a noise rate that no cell has are a slip of the pen."""
+    """Reject per-rate values that match no cell."""
     layers: list[tuple[Place, Values, set[Any]]] = [(("base",), study.base, {rate for _, rate in used})]
     layers += [(("rows", row), values, {rate for r, rate in used if r == row}) for row, values in study.rows.items()]
     for place, values, rates in layers:
@@ -185,7 +186,7 @@ def _all_used(path: Path, study: StudyFile, lines: Lines, used: set[tuple[str, A
 
 
 class Digests:
-    """Digests of data and labels, part of the keys; labels are drawn once for all cells that learn from them."""
+    """Digests of data and labels, which are part of the keys. Labels are drawn once for all cells that use them."""
 
     LABELS = ("noise_type", "noise", "noise_seed", "noise_draw")
     DATA = ("dataset", "data_dir", "train_subset", "subset_seed")
@@ -195,7 +196,7 @@ class Digests:
         self.splits: set[Any] = set()
 
     def __call__(self, config: RunConfig) -> dict[str, str]:
-        """``{"data": ..., "labels": ...}``; ``UserError`` where there is no such data or no such split."""
+        """``{"data": ..., "labels": ...}``; ``UserError`` if the data set or the split does not exist."""
         of_data = tuple(getattr(config, name) for name in self.DATA)
         problem = (*of_data, *(getattr(config, name) for name in self.LABELS))
         split = (*of_data, config.val_fraction)
@@ -215,7 +216,7 @@ class Digests:
 
 
 def _unequal(first: Cell, cell: Cell) -> str:
-    """Why two rows are no pair: what of their problem differs."""
+    """The error message for two rows that have different labels at the same noise and seed."""
     fields = ("dataset", "train_subset", "subset_seed", "noise_seed", "noise_draw")
     differ = [name for name in fields if getattr(first.config, name) != getattr(cell.config, name)]
     place = cell.label.partition(" | ")[2].replace(" |", ",")
@@ -229,10 +230,10 @@ def _unequal(first: Cell, cell: Cell) -> str:
 
 
 def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
-    """Keep the study's plan in the store, for the report and the export; returns its name, the file's stem.
+    """Write the plan of a study to the store and return its name, the stem of the file name.
 
-    The seeds of the first plan stay the planned ones; seeds that the file got later are listed beside them, each with
-    the day on which it was first seen.
+    The seeds of the first plan remain the planned seeds. Seeds that are added to the file later are listed separately,
+    with the date on which they were first seen.
     """
     study, place = read(path), record_files.study_path(store, path.stem)
     seeds = list(dict.fromkeys(cell.config.seed for cell in cells))
@@ -268,7 +269,7 @@ def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
 
 
 def load(store: Path, name: str) -> list[Cell]:
-    """The cells of a plan that is kept in the store, as they were when it was kept; nothing is checked again."""
+    """The cells of a plan in the store, as they were written; they are not validated again."""
     return [
         Cell(c["row"], RunConfig.model_construct(**c["config"]), c["key"], tuple(c.get("for_rate", ())))
         for c in record_files.load_study(store, name)["cells"]
@@ -276,7 +277,7 @@ def load(store: Path, name: str) -> list[Cell]:
 
 
 def runs(cells: Iterable[Cell]) -> list[Cell]:
-    """The first cell of each run: rows may share one."""
+    """The first cell of each run: several rows may share a run."""
     first: dict[str, Cell] = {}
     for cell in cells:
         first.setdefault(cell.key, cell)

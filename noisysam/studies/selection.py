@@ -1,4 +1,4 @@
-"""Which cells of a study are run."""
+"""Selection of cells for a sweep."""
 
 import difflib
 import re
@@ -16,9 +16,11 @@ from noisysam.training.devices import resolve_device, resolve_precision
 
 
 def select(cells: Sequence[Cell], only: Iterable[str] = (), shard: str | None = None) -> list[Cell]:
-    """The cells that fit the 'field=value's of ``only``, where a field is ``row`` or one of the configuration (one of
-    its values where a field is named several times), and of those the share of shard 'i/n'. Shards are disjoint,
-    together they are everything, and each costs about the same."""
+    """The cells that match the 'field=value' conditions of ``only``, and of those the part of shard 'i/n'.
+
+    A field is ``row`` or one of the configuration; several conditions on one field are alternatives. The shards are
+    disjoint, together they contain all cells, and each costs about the same.
+    """
     chosen = list(cells)
     wanted: dict[str, list[str]] = {}
     for text in only:
@@ -61,8 +63,8 @@ def _matches(value: Any, text: str) -> bool:
 
 
 def check_precision(cells: Iterable[Cell]) -> None:
-    """``UserError`` where cells would be trained in several precisions, as ``auto`` does with small radii: no table
-    would take them together. Cells whose device is not on this machine are not looked at."""
+    """``UserError`` if cells would be trained in different precisions, which a report refuses: ``auto`` chooses fp32
+    for small radii. Cells whose device is not on this machine are skipped."""
     found: dict[str, Cell] = {}
     for cell in cells:
         with suppress(UserError):

@@ -1,4 +1,4 @@
-"""The state of cells, and what the rest of a study costs."""
+"""The state of cells and the remaining cost of a study."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def finished(cell: Cell, store: Path) -> bool:
 
 @dataclass(frozen=True)
 class CellStatus:
-    """How a cell stands: its ``state``, the last epoch that it wrote down, seconds since then, and why it failed."""
+    """The status of a cell: its ``state``, the last recorded epoch, seconds since then, and the error if it failed."""
 
     cell: Cell
     state: str
@@ -43,7 +43,7 @@ class CellStatus:
 
 
 def cell_status(cell: Cell, store: Path) -> CellStatus:
-    """How a cell stands, from its records alone: nothing is locked."""
+    """The status of a cell, read from its record without a lock."""
     found, folder = state(cell, store), RunFolder(store, cell.key)
     if found == "failed":
         record = folder.sound_record
@@ -67,7 +67,7 @@ def cell_status(cell: Cell, store: Path) -> CellStatus:
 
 
 def damage(folder: RunFolder) -> str:
-    """What is wrong with a record that cannot be read."""
+    """The reason why a record cannot be read."""
     try:
         folder.record  # noqa: B018
     except DamagedFile as error:
@@ -76,7 +76,7 @@ def damage(folder: RunFolder) -> str:
 
 
 def reason(error: str | None) -> str:
-    """The line of an error that says what happened: of a traceback the last one."""
+    """The most informative line of an error: the last line of a traceback, else the first line."""
     lines = (error or "unknown").strip().splitlines()
     return lines[-1 if lines[0].startswith("Traceback") else 0]
 
@@ -87,7 +87,8 @@ IMAGES = 50_000  # of a training set, for the estimate alone
 
 
 def relative_cost(config: RunConfig) -> float:
-    """About how many forwards of one image a run takes (a backward counts as two): for orders and shares only."""
+    """Approximate number of forward passes of single images in a run (a backward pass counts as two). Used to order and
+    divide cells."""
     recipe = config.recipe()
     forwards, backwards = recipe.optimizer.cost(recipe.optimizer_options)
     networks = recipe.method.networks
@@ -95,7 +96,7 @@ def relative_cost(config: RunConfig) -> float:
 
 
 def seconds(cells: Sequence[Cell], store: Path, states: Mapping[str, str]) -> dict[str, float]:
-    """Seconds of training for a unit of ``relative_cost``, by row, from the first finished cells of each."""
+    """Training seconds per unit of ``relative_cost`` for each row, from its first finished cells."""
     spent: dict[str, list[float]] = {}
     for cell in cells:
         if states[cell.key] == "finished" and len(spent.setdefault(cell.row, [])) < SAMPLE:
@@ -107,8 +108,8 @@ def seconds(cells: Sequence[Cell], store: Path, states: Mapping[str, str]) -> di
 
 
 def forecast(cells: Sequence[Cell], store: Path, states: Mapping[str, str] | None = None) -> float | None:
-    """Seconds of training that the unfinished cells will take, from finished ones with the same row; None where
-    nothing like them has run."""
+    """Estimated training seconds of the unfinished cells, from finished cells of the same rows; None if a row has no
+    finished cell."""
     states = states or {cell.key: state(cell, store) for cell in cells}
     left = [cell for cell in runs(cells) if states[cell.key] != "finished"]
     known = seconds(cells, store, states)

@@ -1,4 +1,4 @@
-"""How a study stands, as a table: for ``--status``, and live while a sweep runs."""
+"""The status of a study as a table, for ``--status`` and live during a sweep."""
 
 import sys
 import time
@@ -36,8 +36,8 @@ STATES = ("finished", "running", "interrupted", "failed", "damaged", "to do")
 
 
 def status(name: str, cells: Sequence[Cell], store: Path) -> Group:
-    """The whole study: how many cells of each row stand how, which run and how far they are, which failed and why, and
-    what is left to do."""
+    """The status of a study: the number of cells in each state by row, the progress of running cells, the errors of
+    failed and damaged ones, and the remaining cost."""
     states = {cell.key: state(cell, store) for cell in cells}
     counts = {row: Counter(states[c.key] for c in cells if c.row == row) for row in dict.fromkeys(c.row for c in cells)}
     total = Counter(states.values())
@@ -62,7 +62,7 @@ def status(name: str, cells: Sequence[Cell], store: Path) -> Group:
 
 
 def extent(cells: Sequence[Cell]) -> str:
-    """'8 cells', or '8 cells (6 runs)' where rows share runs."""
+    """'8 cells', or '8 cells (6 runs)' if rows share runs."""
     number = len(runs(cells))
     return f"{len(cells)} cells" + (f" ({number} runs)" if number < len(cells) else "")
 
@@ -77,8 +77,7 @@ def _running(standings: Sequence[CellStatus]) -> Table:
 
 @contextmanager
 def live(name: str, sweep: Sweep) -> Iterator[bool]:
-    """A table on the terminal for as long as the block runs, below the lines that are printed meanwhile. Whether there
-    is one: not where stderr is no terminal."""
+    """Show a live table on stderr during the block. Yields whether it is shown: only on a terminal."""
     if not sys.stderr.isatty():
         yield False
         return
@@ -88,7 +87,7 @@ def live(name: str, sweep: Sweep) -> Iterator[bool]:
 
 
 class _Board:
-    """The table of this moment."""
+    """Renders the current table."""
 
     def __init__(self, name: str, sweep: Sweep) -> None:
         self.name, self.sweep, self.started = name, sweep, time.time()

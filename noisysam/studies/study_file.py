@@ -1,4 +1,4 @@
-"""Study files: YAML, read with the line of every field."""
+"""Study files: YAML, parsed with the line of each field."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ Place = tuple[Any, ...]  # where something stands in a file: ("rows", "SAM", "rh
 
 
 class StudyFile(BaseModel):
-    """What a study's YAML says. A cell's values are base, then grid, then row; later ones win."""
+    """The content of a study file. The values of a cell come from base, then grid, then row; later ones override."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -53,10 +53,10 @@ NESTED, ITEMS, DIGITS = 20, 20_000, 400  # limits of a study file: depth, values
 
 
 class Lines(dict[Place, tuple[Path, int]]):
-    """File and line of each thing that a study's files say."""
+    """The file and line of each field of a study."""
 
     def at(self, file: Path, *places: Place) -> str:
-        """'study.yaml, line 7', of the first of these places that is known, or of what holds it."""
+        """'study.yaml, line 7' for the first of these places that is known, or for its parent."""
         for place in places:
             if place in self:
                 return "{}, line {}".format(*self[place])
@@ -68,7 +68,7 @@ class Lines(dict[Place, tuple[Path, int]]):
 
 
 def read(path: Path) -> StudyFile:
-    """A study file with what it includes; ``UserError`` names the file, the line and the field."""
+    """Parse a study file and its includes; ``UserError`` names the file, the line and the field."""
     return _read(path)[0]
 
 
@@ -86,7 +86,7 @@ def _read(path: Path) -> tuple[StudyFile, Lines]:
 
 
 def _content(path: Path, above: tuple[Path, ...] = ()) -> tuple[Values, Lines]:
-    """What a file says, on top of the base and the rows of the file that it includes."""
+    """The content of a file, merged with the base and the rows of the file that it includes."""
     content, lines = _parse(path)
     name = content.get("include")
     if name is None:
@@ -109,7 +109,7 @@ def _content(path: Path, above: tuple[Path, ...] = ()) -> tuple[Values, Lines]:
 
 
 def _above(values: Values, below: Values, deep: bool) -> Values:
-    """Two mappings as one; ``deep``: those that both have under one name as well."""
+    """Merge two mappings; ``deep``: nested mappings with the same name as well."""
     merged = {**below, **values}
     if deep:
         for name in set(values) & set(below):
@@ -119,7 +119,7 @@ def _above(values: Values, below: Values, deep: bool) -> Values:
 
 
 def _parse(path: Path) -> tuple[Values, Lines]:
-    """One YAML file: its content, and where everything stands."""
+    """The content of one YAML file and the line of each field."""
     check_file(path, LARGEST)
     try:
         text = path.read_text(encoding="utf-8")
@@ -205,7 +205,7 @@ DEEPEST = 5  # of the places in a study file: rows, name, noise, rate, field
 
 
 def _places(loader: yaml.SafeLoader, node: yaml.Node | None, place: Place = ()) -> Iterator[tuple[Place, int]]:
-    """Every place below a node, with its line."""
+    """All places below a node with their lines."""
     parts: list[tuple[Any, yaml.Node, yaml.Node]] = []
     if len(place) < DEEPEST and isinstance(node, yaml.MappingNode):
         parts = [(loader.construct_object(k, deep=True), k, v) for k, v in node.value]

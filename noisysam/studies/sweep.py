@@ -1,4 +1,4 @@
-"""Sweeps: what is run of a study, in which order, and how it stands. Finished cells are not run again."""
+"""Sweeps: train the unfinished cells of a study, in order."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ FAILURES = "failures.txt"  # in a run's folder: a line for each time that it fai
 
 
 class Sweep:
-    """The unfinished cells of a study on their way through an engine.
+    """Train the unfinished cells of a study with an engine.
 
     A cell that another process trains is put aside and waited for at the end: the sweep is over when every cell is
     finished or has failed, whoever trained it. A failed cell is tried ``retries`` times more, over all sweeps together;
@@ -73,8 +73,8 @@ class Sweep:
         return len(self.cells) - self.finished - len(self.failed)
 
     def run(self) -> Iterator[CellOutcome]:
-        """Train the cells; every change of how one stands, as it happens. ``RunFailed`` where the store's disk is
-        full: no cell has failed then, the same command goes on with them."""
+        """Train the cells and yield each outcome as it happens. ``RunFailed`` if the disk of the store is full: no cell
+        has failed then, and the same command continues."""
         while self.queue or self.held:
             with closing(self.engine.map(self.job, self._next())) as outcomes:  # at once: the runs in flight are told
                 for outcome in outcomes:
@@ -89,7 +89,7 @@ class Sweep:
         return self.deadline is not None and time.time() >= self.deadline
 
     def _next(self) -> Iterator[Cell]:
-        """The next cell that is still to do when the engine has room for it."""
+        """Yield cells that still have to be trained, whenever the engine asks for one."""
         while self.queue and not self._over():
             cell = self.queue.popleft()
             if not self._elsewhere(cell):
@@ -98,7 +98,7 @@ class Sweep:
                 yield cell
 
     def _elsewhere(self, cell: Cell) -> bool:
-        """Whether another process has trained the cell meanwhile, or trains it now."""
+        """Whether another process has trained the cell in the meantime or is training it now."""
         found = state(cell, self.store)
         if found == "finished":
             self._settle(CellOutcome(cell, "finished"))
@@ -113,7 +113,7 @@ class Sweep:
         return True
 
     def _settle(self, outcome: CellOutcome) -> None:
-        """What follows from the end of a cell."""
+        """Record the outcome of a cell."""
         cell = outcome.cell
         self.flying.pop(cell.key, None)
         if outcome.state == "finished":
@@ -140,7 +140,7 @@ class Sweep:
             yield self._news.pop(0)
 
     def _wait(self) -> Iterator[CellOutcome]:
-        """Until a cell that others hold is free; what they finish is told."""
+        """Poll until another process releases a cell."""
         while self.held and not self.queue and not self._over():
             held, self.held = self.held, []
             for cell in held:
@@ -160,14 +160,14 @@ class Sweep:
                 file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {error}\n")
 
     def _failures(self, cell: Cell) -> int:
-        """How often the cell has failed, in this sweep and in earlier ones."""
+        """How often the cell has failed, in this and earlier sweeps."""
         path = self.store / cell.key / FAILURES
         written = len(path.read_text().splitlines()) if path.exists() else 0
         return max(written, self._tries.get(cell.key, 0))
 
 
 def _tidy(folder: RunFolder) -> None:
-    """Remove what a process left beside a finished run that was killed just after it had finished it."""
+    """Remove the files that a process left if it was killed right after it finished the run."""
     ended = (checkpoint.CURRENT, checkpoint.PREVIOUS, FAILURES)
     if any(path.name in ended or path.name.startswith(".") for path in folder.path.iterdir()):
         with suppress(RunLocked), folder.lock():  # which removes half-written files; not while a process is at it
@@ -176,7 +176,7 @@ def _tidy(folder: RunFolder) -> None:
 
 
 def _is_held(folder: RunFolder) -> bool:
-    """Whether a process trains this run. Leaves no trace where none ever did."""
+    """Whether a process is training this run. Creates no folder."""
     if not (folder.path / "lock").exists():
         return False
     try:
@@ -187,11 +187,11 @@ def _is_held(folder: RunFolder) -> bool:
 
 
 class TimeIsUp(KeyboardInterrupt):
-    """Ends a run as Ctrl-C does, between two epochs."""
+    """Ends a run between two epochs, as Ctrl-C does."""
 
 
 class StopAtDeadline:
-    """Passes a training on to ``display``, and ends it after an epoch once ``deadline`` has passed."""
+    """Passes progress to ``display`` and ends the run after the first epoch that passes ``deadline``."""
 
     def __init__(self, display: Any, deadline: float | None) -> None:
         self.display, self.deadline = display, deadline
@@ -209,8 +209,8 @@ class StopAtDeadline:
 
 @dataclass(frozen=True)
 class TrainCell:
-    """The job of a sweep: train one cell, tracked where ``uri`` is given, as a child of the MLflow run ``parent``.
-    Errors become the outcome's line."""
+    """The job of a sweep: train one cell. If ``uri`` is given, it is tracked as a child of the MLflow run ``parent``.
+    Errors are returned in the outcome."""
 
     store: Path
     uri: str | None = None
@@ -252,14 +252,14 @@ class TrainCell:
         return CellOutcome(cell, "finished")
 
     def threads_of(self, cell: Cell) -> int:
-        """Threads that the cell's run will use: those that it began with, else the job's own."""
+        """Threads that the run will use: the number with which it began, else that of the job."""
         record = RunFolder(self.store, cell.key).sound_record
         began = 0 if record is None else record["resolved"]["threads"]
         return began or self.threads or 1
 
 
 def _no_space(error: BaseException | None) -> bool:
-    """Whether a full disk is what led to an error."""
+    """Whether an error was caused by a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -268,14 +268,14 @@ def _no_space(error: BaseException | None) -> bool:
 
 
 def compile_cache() -> Path:
-    """Where all runs of this user keep compiled kernels, so that each is compiled once."""
+    """Folder of compiled kernels, shared by all runs of this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noisysam" / "inductor"
 
 
 def tracker_for(
     uri: str | None, experiment: str, row: str | None = None, parent: str | None = None
 ) -> Callable[[RunFolder], Any] | None:
-    """What ``fit`` takes to send its record to a tracking store; None where tracking is off."""
+    """The ``tracker`` argument of ``fit``; None if tracking is off."""
     if uri is None:
         return None
     from noisysam.tracking import Sender

@@ -1,4 +1,4 @@
-"""A study's rows with one field tuned for each: Optuna proposes values, noisy validation labels judge them.
+"""Tune one field for each row of a study: Optuna proposes values, accuracy on noisy validation labels is maximised.
 
 Every row gets the same number of trials over the same range, the first at its present value. A trial is an ordinary run
 for each point of the grid, at the study's first seed; its value is the mean accuracy at the last epoch on the held-out
@@ -63,14 +63,14 @@ class Range:
         return found
 
     def set(self, config: RunConfig, value: float) -> RunConfig:
-        """The configuration with this value; ``UserError`` where the field does not take it."""
+        """The configuration with this value; ``UserError`` if the field does not accept it."""
         name, _, option = self.field.partition(".")
         values = config.model_dump()
         values[name] = {**values.get(name, {}), option: value} if option else value
         return validate(values, where=f"--search {self.field}: ")
 
     def get(self, config: RunConfig) -> float | None:
-        """The value that a configuration has, within the range; None where it has none or another."""
+        """The value of a configuration if it lies within the range, else None."""
         name, _, option = self.field.partition(".")
         recipe = config.recipe()
         value = getattr(config, name, None) if not option else None
@@ -81,7 +81,7 @@ class Range:
         return value if inside else None
 
     def whole(self, config: RunConfig) -> bool:
-        """Whether the field takes whole numbers; ``UserError`` where it takes no numbers."""
+        """Whether the field is an integer; ``UserError`` if it is not numeric."""
         name, _, option = self.field.partition(".")
         model: Any = RunConfig
         if option:
@@ -106,7 +106,7 @@ def _kinds(annotation: Any) -> set[Any]:
 
 @dataclass(frozen=True)
 class Best:
-    """What the trials of a row found; ``present`` is the accuracy of the value that it has now."""
+    """The result of the trials of a row. ``present``: the accuracy of its present value."""
 
     row: str
     value: float
@@ -116,7 +116,7 @@ class Best:
 
 
 class Row:
-    """The search of one row: its cells at the study's first seed, and its trials in Optuna's database."""
+    """The search for one row: its cells at the first seed of the study, and its trials in Optuna's database."""
 
     def __init__(self, name: str, cells: Sequence[Cell], asked: Range, database: Any) -> None:
         import optuna
@@ -144,7 +144,7 @@ class Row:
         return [trial for trial in self.study.trials if not states or trial.state.name in states]
 
     def ask(self) -> Any:
-        """The next trial, proposed from those that have ended: the same whether the search was interrupted or not."""
+        """Propose the next trial from those that have ended. An interrupted search proposes the same trials."""
         import optuna
 
         self.study.sampler = optuna.samplers.TPESampler(
@@ -164,7 +164,7 @@ class Row:
         return [Cell(f"{self.name}, {self.asked.field} {value:g}", c, c.key(self.digests(c))) for c in configs]
 
     def tell(self, number: int, accuracies: Sequence[float] | None) -> None:
-        """What a trial came to; None where a run of it failed: that counts, as the worst."""
+        """Report the result of a trial; None if one of its runs failed, which counts as the worst result."""
         import optuna
 
         if accuracies is None:
@@ -173,7 +173,7 @@ class Row:
             self.study.tell(number, sum(accuracies) / len(accuracies), skip_if_finished=True)
 
     def best(self) -> Best | None:
-        """The value with the highest accuracy, the first of equals; None where no trial has come to its end."""
+        """The value with the highest accuracy, the first one of equals; None if no trial has ended."""
         done = self.trials("COMPLETE")
         if not done:
             return None
@@ -190,7 +190,7 @@ class Row:
 
 
 def rows(path: Path, cells: Sequence[Cell], asked: Range, store: Path) -> list[Row]:
-    """The rows of the study at ``path`` with the trials that they have so far, in the study's database in the store."""
+    """The rows of the study at ``path`` with their trials so far, from the database of the study in the store."""
     study = read(path)
     special = [values for row in (study.base, *study.rows.values()) for values in split(row)[1].values()]
     if any(asked.field.partition(".")[0] in values for values in (study.grid, *special)):

@@ -347,10 +347,12 @@ values = st.recursive(
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_change_of_a_record_is_refused_or_harmless(data: st.DataObject, archive: Path, tmp_path: Path) -> None:
+def test_any_change_of_a_record_is_refused_or_harmless(
+    data: st.DataObject, made: tuple[Path, Path, str], archive: Path, tmp_path: Path
+) -> None:
     """A drawn value in a drawn place: an import ends in one line, or takes a record with the same key and results."""
-    path, target = archive / "runs.jsonl", tmp_path / "store"
-    original = path.read_text()
+    path, target, original = archive / "runs.jsonl", tmp_path / "store", (made[1] / "runs.jsonl").read_text()
+    shutil.rmtree(target, ignore_errors=True)
     record = json.loads(original)
     place = data.draw(st.sampled_from(sorted(record)))
     if isinstance(record[place], dict) and record[place] and data.draw(st.booleans()):
@@ -369,6 +371,4 @@ def test_any_change_of_a_record_is_refused_or_harmless(data: st.DataObject, arch
         assert taken is not None
         assert taken["key"] == json.loads(original)["key"]
         assert taken["results"] == json.loads(original)["results"]
-        shutil.rmtree(target)
     assert (len(lines), written) == (1, False)
-    path.write_text(original)

@@ -1,4 +1,4 @@
-"""What all engines have in common, and the one that runs in this process.
+"""The interface of engines, and the engine that trains in this process.
 
 An engine is ``map(job, cells) -> iterator of outcomes``, in the order in which cells end. A failed run is an outcome.
 ``cells`` may be lazy: a cell is taken when there is room for it.
@@ -16,7 +16,7 @@ State = Literal["finished", "failed", "again", "held", "stopped", "full"]
 
 @dataclass(frozen=True)
 class CellOutcome:
-    """How a cell ended. ``finished``; ``failed``, for the reason in ``error``; ``again``: failed, and is tried again;
+    """The outcome of a cell. ``finished``; ``failed``, for the reason in ``error``; ``again``: failed and is retried;
     ``held``: another process trains it; ``stopped``: the time was up, the same command goes on with it; ``full``: the
     store's disk is, which is no fault of the cell."""
 
