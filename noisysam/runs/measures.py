@@ -103,6 +103,10 @@ MEASURES = (
     Measure("test_accuracy_1", "Test accuracy of the first network", "first network", column="test_accuracy_1"),
     Measure("test_accuracy_2", "Test accuracy of the second network", "second network", column="test_accuracy_2"),
     Measure(
+        "test_accuracy_ensemble", "Test accuracy of the networks together", "ensemble",
+        column="test_accuracy_ensemble",
+    ),
+    Measure(
         "val_accuracy", "Accuracy on held-out images with their noisy labels", "noisy validation accuracy",
         column="val_accuracy", result=False,
     ),
