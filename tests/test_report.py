@@ -334,7 +334,7 @@ def test_the_page_tells_the_result_first(store: Path, tmp_path: Path) -> None:
     first = [line for line in text.split("## In short")[1].split("\n## ")[0].splitlines() if line]
     assert 3 <= len(first) <= 6
     assert first[0] == (
-        "- 3 training recipes (sgd, sam, sam paper) are compared by clean test accuracy at the last epoch: 100 training"
+        "- 3 training recipes (sgd; sam; sam paper) are compared by clean test accuracy at the last epoch: 100 training"
         " images of cifar10 with label noise (symmetric 20 %, symmetric 80 %), resnet32 for 2 epochs, 3 seeds."
     )
     assert "oracle): sam paper." in first[-1]
@@ -378,9 +378,8 @@ def test_machines_are_told_apart(store: Path, tmp_path: Path) -> None:
     for fact in ("CPU: AMD EPYC", "Instruction sets: avx512_bf16 avx2", "Numerics revision: 1"):
         assert f"- {fact}\n" in text
     assert "(a: AMD EPYC, avx512_bf16 avx2, numerics revision 1; b: a CPU)" in text
-    (line,) = [
-        line for line in text.split("## Test accuracy at the last")[1].splitlines() if line.startswith("| sam  ")
-    ]
+    main = text.split("## Test accuracy at the last")[1].split("\n## ")[0]
+    (line,) = [line for line in main.splitlines() if line.startswith("| sam  ")]
     fields = [field.strip(" *") for field in line.strip("|").split("|")]
     assert fields[3].endswith(") ab")
     assert fields[4].endswith(") b")
@@ -443,7 +442,7 @@ def test_figure_shows_every_row_and_survives_many() -> None:
 
 def test_published_table_stands_in_its_own_section(store: Path, tmp_path: Path) -> None:
     plan = json.loads(study_path(store, "toy").read_text())
-    write_json(study_path(store, "table4"), {**plan, "name": "table4"})
+    write_json(study_path(store, "table4"), {**plan, "name": "table4", "published": ["sam-table4"]})
     write_json(study_path(store, "sweep"), {**plan, "published": "sam-table8"})
     four = (report(store, "table4", tmp_path / "out").folder / "report.md").read_text()
     section = four.split("## Published")[1].split("\n## ")[0]

@@ -56,7 +56,7 @@ def report(store: Path, study: str, target: Path) -> Report:
         f"Study {study}",
         [
             *first,
-            *_published(plan, study, cells, means),
+            *_published(plan, cells, means),
             *measured.values(),
             rows,
             sections.cost(cells, means),
@@ -143,7 +143,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> list[Section]:
     return [Section("Verdicts", tables=shown, figures=drawn)]
 
 
-def _published(plan: StudyPlan, study: str, cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
+def _published(plan: StudyPlan, cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
     """Published tables: those that the study names, else Table 4 of the SAM paper if it has two of its rows."""
     named = plan.get("published") or (["sam-table4"] if published.beside("sam-table4", cells, summaries) else [])
     found = []

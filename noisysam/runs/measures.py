@@ -103,7 +103,7 @@ MEASURES = (
     Measure("test_accuracy_1", "Test accuracy of the first network", "first network", column="test_accuracy_1"),
     Measure("test_accuracy_2", "Test accuracy of the second network", "second network", column="test_accuracy_2"),
     Measure(
-        "test_accuracy_ensemble", "Test accuracy of the networks' mean output", "networks together",
+        "test_accuracy_ensemble", "Test accuracy of the networks together", "ensemble",
         column="test_accuracy_ensemble",
     ),
     Measure(
