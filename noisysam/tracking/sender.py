@@ -144,7 +144,8 @@ class Sender:
 
     def _finish(self) -> bool:
         try:
-            status = (self.folder.record or {}).get("status")
+            record = self.folder.record
+            status = None if record is None else record.get("status")
             if is_complete(self.folder, self.uri, self.experiment, self.parent_run_id):
                 return True
         except UserError as error:  # tracking must not end a run
