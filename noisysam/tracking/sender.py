@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import noisysam
-from noisysam.core.errors import RunFailed
+from noisysam.core.errors import RunFailed, UserError
 from noisysam.runs.record import RunFolder
 from noisysam.tracking.address import Warn, shown, sqlite_path, to_warnings
 from noisysam.tracking.state import is_complete
@@ -143,12 +143,17 @@ class Sender:
         return not self._lost
 
     def _finish(self) -> bool:
-        record: Mapping[str, Any] = self.folder.record or {}
-        if is_complete(self.folder, self.uri, self.experiment, self.parent_run_id):
-            return True
+        try:
+            record = self.folder.record
+            status = None if record is None else record.get("status")
+            if is_complete(self.folder, self.uri, self.experiment, self.parent_run_id):
+                return True
+        except UserError as error:  # tracking must not end a run
+            self._say(f"run {self.folder.key} was not sent: {error}")
+            return False
         if self.uri in _silent:
             return False
-        wait = limit() if record.get("status") in ("finished", "failed") else min(limit(), STOPPING)
+        wait = limit() if status in ("finished", "failed") else min(limit(), STOPPING)
         try:
             found = _ask("track", *self.target, True, wait=wait, warn=self._say)
         except RunFailed as error:

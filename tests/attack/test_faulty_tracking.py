@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from faulty_server import WAYS, serving
 from mlflow import MlflowClient
+from test_tracking import make_record
 
 from noisysam.core.errors import RunFailed
 from noisysam.runs.config import RunConfig
@@ -247,15 +248,7 @@ def alive(pid: int) -> bool:
 
 def finished(store: Path, status: str = "finished") -> RunFolder:
     folder = RunFolder(store, "ab")
-    record = {"schema": 1, "key": "ab", "status": status, "name": "a run", "config": {"dataset": "digits", "seed": 0}}
-    record |= {"resolved": {"device_name": "a CPU"}, "oracle": [], "environment": {"commit": "abc"}, "error": None}
-    record |= {"noise": {"type": "symmetric", "rate": 0.2, "flip_rate": 0.2, "digest": "ab" * 32}}
-    record |= {
-        "started": "2026-11-22T18:00:00+00:00",
-        "ended": "2026-11-22T18:05:00+00:00",
-        "results": {"last": 0.5},
-        "cost": {},
-    }
+    record = make_record("ab", status=status)
     folder.write(record)
     folder.write_epochs([{"stage": 0, "epoch": 0, "time": 1763836000.0, "test_accuracy": 0.5}])
     return folder
