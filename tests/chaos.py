@@ -49,7 +49,10 @@ seeds: {seeds}
 """
 OF_A_SEED = 8
 MARK = "NOISYSAM_CHAOS"  # in the environment of every process that comes of this script
-KEPT = {"record.json", "epochs.csv", "confusion.csv", "weights.safetensors", "predictions.npz", "tracking.json", "lock"}
+KEPT = {
+    "record.json", "status.json", "epochs.csv", "confusion.csv", "weights.safetensors", "predictions.npz",
+    "tracking.json", "lock",
+}  # fmt: skip
 TIMED = {"started", "ended"}  # what differs between two runs of one configuration, with what is measured in seconds
 LOOK = 0.1  # seconds between two looks
 STUCK = 1800.0  # seconds without anything to wait for

@@ -628,14 +628,14 @@ def test_facts_hold_only_what_is_declared(stages: list[Any], digits: Callable[..
     for options, oracle in (({}, True), ({"forget_rate": 0.3}, False)):
         config = digits(method="co-teaching", method_option=options, epochs=1)
         record = fit(config, store=tmp_path).record
-        facts = stages[-1]["run"].method.info
+        facts = stages[-1]["run"].trainer.method.info
         assert (facts.rate is not None) == oracle
         assert bool(record["oracle"]) == oracle
         assert facts.matrix is None
-    assert stages[0]["run"].method.info.rate == pytest.approx(
-        float(stages[0]["run"].problem.noisy.take(stages[0]["run"].problem.train).flip_rate)
+    assert stages[0]["run"].trainer.method.info.rate == pytest.approx(
+        float(stages[0]["run"].trainer.problem.noisy.take(stages[0]["run"].trainer.problem.train).flip_rate)
     )
-    assert math.isfinite(stages[0]["run"].method.info.rate)
+    assert math.isfinite(stages[0]["run"].trainer.method.info.rate)
 
 
 def test_every_method_says_where_it_comes_from() -> None:

@@ -151,7 +151,7 @@ def test_a_run_is_found_by_the_beginning_of_its_key(trained: tuple[Path, dict[st
 def test_a_beginning_must_be_of_one_run(store: Path, trained: tuple[Path, dict[str, Any]]) -> None:
     key = trained[1]["ce"]["key"]
     shutil.copytree(store / key, store / f"{key}0")
-    with pytest.raises(UserError, match=r"beginning of 2 runs .*give more of it") as caught:
+    with pytest.raises(UserError, match=r"beginning of 2 runs .*give more digits") as caught:
         find_run(store, key[:12])
     assert one_line(caught)
     assert find_run(store, key).key == key  # a whole key is meant as such

@@ -141,7 +141,7 @@ def test_tables_are_means_over_the_seeds(store: Path) -> None:
                 assert line["worst case"] == printed(values("sharpness", part, "worst_case"))
             last = ("mechanism", "moments", -1)
             assert norms[place]["Jacobian by inputs, flipped"] == printed(values(*last, "input_jacobian_flipped"))
-            assert shares[place]["share of clean (%)"] == printed(values(*last, "gradient_share_clean"), True)
+            assert shares[place]["clean share (%)"] == printed(values(*last, "gradient_share_clean"), True)
             assert bits[place]["full (%)"] == printed(values("quantise", "accuracy"), True)
             assert bits[place]["2 bits, ZSAQ (%)"] == printed(
                 values("quantise", "bits", "2", "zero_shot_accuracy"), True

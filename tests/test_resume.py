@@ -117,8 +117,8 @@ def bits(store: Path) -> dict[str, Any]:
     record = json.loads((folder / "record.json").read_text())
     assert record["status"] == "finished"
     assert record["error"] is None
-    left = {"record.json", "epochs.csv", "confusion.csv", "weights.safetensors", "predictions.npz", "lock"}
-    assert {path.name for path in folder.iterdir()} == left
+    left = {"record.json", "status.json", "epochs.csv", "confusion.csv", "weights.safetensors", "lock"}
+    assert {path.name for path in folder.iterdir()} - {"predictions.npz"} == left
     with (folder / "epochs.csv").open(newline="") as file:
         epochs = [{k: v for k, v in line.items() if not k.endswith(MEASURED)} for line in csv.DictReader(file)]
     counts = {k: v for k, v in record["cost"].items() if k.endswith(("steps", "samples", "evaluations"))}
