@@ -295,7 +295,8 @@ def test_study_records(store: Path) -> None:
 def test_export_takes_what_is_finished(store: Path, tmp_path: Path, run: str, label: str) -> None:
     assert export_study(store, "s", tmp_path / "out") == 1
     out = tmp_path / "out"
-    files = {"runs.jsonl", "confusion.jsonl", f"epochs/{run}.csv.gz", label, "studies/s.json"}
+    files = {"runs.jsonl", "confusion.jsonl", f"epochs/{run}.csv.gz", f"predictions/{run}.npz", label}
+    files.add("studies/s.json")
     assert tree(out) == {*files, "MANIFEST.json"}
     manifest = json.loads((out / "MANIFEST.json").read_text())
     assert manifest["schema"] == ARCHIVE_SCHEMA
@@ -320,6 +321,7 @@ def test_import_gives_the_same_files(store: Path, tmp_path: Path, run: str, labe
         "status.json",
         "epochs.csv",
         "confusion.csv",
+        "predictions.npz",
         "probes/sharpness.json",
         "weights.safetensors",
     )

@@ -7,6 +7,7 @@
     epochs/<key>.csv.gz         the epochs of a run
     labels/<digest>.npz         label files
     studies/<name>.json         plans of studies
+    predictions/<key>.npz       predicted classes of the training set, from which another run may begin
     weights/<key>.safetensors   where they were asked for
 
 Archives of schema 1 are a store's own files with a manifest; they can still be imported. An archive may come from a
@@ -26,6 +27,7 @@ import numpy as np
 
 from noisysam.core.errors import DamagedFile, RunFailed, UserError
 from noisysam.core.files import atomic, file_digest, json_text, read_json, write_json
+from noisysam.runs.predictions import PREDICTIONS
 from noisysam.runs.record import RunFolder, confusion_text, load_study, study_path, study_records
 from noisysam.runs.schema import ProbeResult, RunRecord, StudyPlan
 from noisysam.runs.verification import STUDY, Archive, verify
@@ -35,7 +37,7 @@ ARCHIVE_SCHEMA = 2
 LARGEST = 2**28  # bytes of a file that is read as a whole; weights may be larger
 
 TABLES = ("confusion.jsonl", "probes.jsonl", "runs.jsonl")
-FOLDERS = ("epochs", "labels", "studies", "weights")
+FOLDERS = ("epochs", "labels", "predictions", "studies", "weights")
 
 Entry = Mapping[str, Any]  # one line of a .jsonl file
 
@@ -50,6 +52,8 @@ def export_study(store: Path, name: str, target: Path, weights: bool = False) ->
         folder, label = RunFolder(store, key), f"labels/{record['noise']['digest'][:16]}.npz"
         _write(target / "epochs" / f"{key}.csv.gz", gzip.compress(_read(folder.path / "epochs.csv"), mtime=0))
         _write(target / label, _read(store / label))
+        if (folder.path / PREDICTIONS).exists():
+            _write(target / "predictions" / f"{key}.npz", _read(folder.path / PREDICTIONS))
         if weights:
             _write(target / "weights" / f"{key}.safetensors", _read(folder.path / "weights.safetensors"))
     found = {key: RunFolder(store, key).confusion for key in runs}
@@ -181,6 +185,8 @@ def _unpack(archive: Archive, names: Iterable[str]) -> None:
             _add(archive, name, path, path.read_bytes)
         elif part == "epochs" and rest.endswith(".csv.gz"):
             _add(archive, f"{rest.removesuffix('.csv.gz')}/epochs.csv", path, partial(_unzipped, path))
+        elif part == "predictions" and rest.endswith(".npz"):
+            _add(archive, f"{rest.removesuffix('.npz')}/{PREDICTIONS}", path, path.read_bytes)
         elif part == "weights" and rest.endswith(".safetensors"):
             _add(archive, f"{rest.removesuffix('.safetensors')}/weights.safetensors", path, path.read_bytes)
         elif name in TABLES:
@@ -262,7 +268,7 @@ def _take_run(archive: Archive, key: str, store: Path) -> None:
     """Write a run, its record last: it says finished."""
     folder = RunFolder(store, key)
     with folder.lock() if (folder.path / "lock").exists() else nullcontext():
-        for part in ("epochs.csv", "confusion.csv", "weights.safetensors"):
+        for part in ("epochs.csv", "confusion.csv", PREDICTIONS, "weights.safetensors"):
             if f"{key}/{part}" in archive.files:
                 _write(folder.path / part, archive.files[f"{key}/{part}"]())
             else:  # of an attempt that the store has

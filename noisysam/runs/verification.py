@@ -17,6 +17,7 @@ from noisysam.core.errors import DamagedFile, UserError
 from noisysam.noise import labels as label_files
 from noisysam.runs.config import RunConfig, key_of, validate
 from noisysam.runs.measures import MEASURES
+from noisysam.runs.predictions import PREDICTIONS, read_predictions
 from noisysam.runs.record import read_epochs
 from noisysam.runs.schema import PROBE_SCHEMA, ProbeResult, RunRecord, StudyPlan, parse
 from noisysam.runs.summary import cost, results
@@ -24,7 +25,7 @@ from noisysam.runs.summary import cost, results
 RUN = r"[0-9a-f]{16}"
 STUDY = r"\w[\w +.-]{0,99}"
 NAMES = re.compile(  # of the files that a store takes
-    rf"{RUN}/(record\.json|epochs\.csv|confusion\.csv|weights\.safetensors|probes/[a-z][a-z0-9-]*\.json)"
+    rf"{RUN}/(record\.json|epochs\.csv|confusion\.csv|predictions\.npz|weights\.safetensors|probes/[a-z][a-z0-9-]*\.json)"
     rf"|labels/{RUN}\.npz|studies/{STUDY}\.json"
 )
 TOLERANCE = 1e-9  # relative, of what is computed again: sums of another numpy
@@ -108,10 +109,14 @@ def _check_run(archive: Archive, key: str, store: Path) -> None:
     place = archive.places.get(label, store / label)
     if not place.exists():
         raise archive.fault(name, f"its label file {label} is neither in the archive nor in the store")
-    _same(archive, name, "noise", cast(Mapping[str, Any], record["noise"]), _labels(place).card())
+    labels = _labels(place)
+    _same(archive, name, "noise", cast(Mapping[str, Any], record["noise"]), labels.card())
     if record["noise"]["digest"] != record["digests"]["labels"]:
         raise archive.fault(name, "noise.digest: not that of the labels")
     _check_epochs(archive, key, record)
+    predictions = archive.places.get(f"{key}/{PREDICTIONS}")
+    if predictions is not None:
+        read_predictions(predictions, record["data"]["train"], labels.classes)
     if f"{key}/confusion.csv" in archive.files:
         _check_confusion(archive, f"{key}/confusion.csv", record)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from noisysam import methods
@@ -13,9 +14,10 @@ from noisysam.core.errors import UserError
 from noisysam.core.files import file_digest
 from noisysam.methods import Stage
 from noisysam.runs.config import RunConfig
+from noisysam.runs.predictions import PREDICTIONS, read_predictions
 from noisysam.runs.record import RunFolder
 from noisysam.training.trainer import Trainer
-from noisysam.training.weights import PREDICTIONS, read_networks, read_predictions
+from noisysam.training.weights import read_networks
 
 SAME_BITS = ("numerics", "torch", "instruction_set")  # of the environment: what decides the bits of a training
 
@@ -50,7 +52,8 @@ def find(trainer: Trainer, stage: Stage, digests: Mapping[str, str], store: Path
             return None
         samples, classes = len(trainer.loader), trainer.problem.dataset.classes
         if (path := folder.path / PREDICTIONS).exists():
-            predictions = read_predictions(path, samples, classes)
+            found = read_predictions(path, samples, classes)
+            predictions = {name: torch.from_numpy(values) for name, values in found.items()}
         elif (path := folder.path / "weights.safetensors").exists():
             modules = read_networks(path, config, trainer.problem, trainer.device)
             predictions = {"last": trainer.evaluator.reported(modules).argmax(1)}

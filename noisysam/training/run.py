@@ -18,6 +18,7 @@ from noisysam.core.environment import environment
 from noisysam.core.errors import RunFailed, UserError
 from noisysam.methods import Stage, StageContext
 from noisysam.runs.config import RunConfig
+from noisysam.runs.predictions import PREDICTIONS, write_predictions
 from noisysam.runs.problem import Problem
 from noisysam.runs.record import RunFolder
 from noisysam.runs.schema import RECORD_SCHEMA
@@ -26,7 +27,6 @@ from noisysam.training import checkpoint, devices, reuse
 from noisysam.training.distributed import ProcessGroup, ProcessLost
 from noisysam.training.result import Result
 from noisysam.training.trainer import Factory, ProgressCallback, Trainer
-from noisysam.training.weights import PREDICTIONS, write_predictions
 
 
 class SupportsSync(Protocol):
@@ -262,7 +262,7 @@ class Run:
             self.folder.write_weights(trainer.reported)
             if methods.without_stages(self.config.method) == self.config.method:  # another run may begin with this one
                 which = ["last"] if self.selected is None else ["last", "selected"]
-                predicted = {name: self._reported(name).argmax(1) for name in which}
+                predicted = {name: self._reported(name).argmax(1).cpu().numpy() for name in which}
                 write_predictions(self.folder.path / PREDICTIONS, predicted)
             self.folder.write_epochs(self.lines)
         self._end("finished", None)

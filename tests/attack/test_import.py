@@ -176,6 +176,24 @@ def test_epochs_that_are_missing_or_packed_to_burst(archive: Path, key: str, tmp
     refused(archive, tmp_path / "store", "the epochs of the run are missing")
 
 
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"last": np.zeros(3, np.uint16)},
+        {"last": np.full(48, 99, np.uint16)},
+        {"last": np.zeros(48)},
+        {"other": np.ones(3)},
+    ],
+    ids=["length", "class", "type", "name"],
+)  # fmt: skip
+def test_predictions_fit_the_run(arrays: dict[str, Any], archive: Path, key: str, tmp_path: Path) -> None:
+    path = archive / "predictions" / f"{key}.npz"
+    assert path.exists()
+    np.savez(path, **arrays)
+    sign(archive)
+    refused(archive, tmp_path / "store", f"{key}.npz")
+
+
 def test_labels_are_known_by_their_content(archive: Path, tmp_path: Path) -> None:
     (path,) = (archive / "labels").glob("*.npz")
     noisy = label_files.load(path)
