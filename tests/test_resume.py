@@ -3,6 +3,7 @@
 ``NOISYSAM_KILLS=20 pytest tests/test_resume.py`` is the long form: so many kills in each case.
 """
 
+import contextlib
 import csv
 import errno
 import json
@@ -426,3 +427,30 @@ def test_a_diverged_run_does_not_become_a_finished_one(tmp_path: Path, capsys: p
 def test_a_run_that_ends_in_nan_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli._run(command(tmp_path, epochs="1", lr="1e10")) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("noisysam: diverged")
+
+
+def test_a_request_to_stop_that_a_library_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal's exception is lost, as within torch.compile; the next step raises it again."""
+    from noisysam.training.trainer import Trainer
+
+    step = Trainer.step
+
+    def swallowing(self: Trainer, *arguments: Any) -> int:
+        if self.method.epoch == 1:
+            with contextlib.suppress(KeyboardInterrupt):
+                cli._stop(signal.SIGTERM, None)
+        return step(self, *arguments)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(Trainer, "step", swallowing)
+    try:
+        config = RunConfig(
+            dataset="digits", model="resnet8", width=0.25, train_subset=200, batch=32, epochs=4, compile="off"
+        )
+        with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
+            fit(config, store=tmp_path)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert status_of(tmp_path) == "interrupted"
+    assert lines_of(tmp_path) == 1

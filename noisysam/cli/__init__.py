@@ -15,6 +15,7 @@ import click
 
 from noisysam.cli import labels, runs, studies, tools  # noqa: F401  (they register their commands)
 from noisysam.cli.base import cli
+from noisysam.core import stopping
 from noisysam.core.errors import RunFailed, UserError
 from noisysam.core.text import printable
 
@@ -29,7 +30,9 @@ def _stop(number: int, _: Any) -> NoReturn:
     """Raise KeyboardInterrupt; a second signal ends the process at once."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _stop_at_once)
-    raise KeyboardInterrupt(*[STOPPED] * (number == signal.SIGTERM))
+    error = KeyboardInterrupt(*[STOPPED] * (number == signal.SIGTERM))
+    stopping.request(error)
+    raise error
 
 
 def _stop_at_once(*_: Any) -> NoReturn:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from noisysam import models, optim
+from noisysam.core import stopping
 from noisysam.core.errors import UserError
 from noisysam.core.network import Net, WithFeatures, last_blocks
 from noisysam.core.objective import Objective
@@ -186,6 +187,7 @@ class Trainer:
         batches = steps = images = 0
         rate = self.settings.lr
         for batch in self.method.batches(drawn):
+            stopping.check()
             rate = learning_rate(self.settings, epoch + min(1.0, batches / len(drawn)), 1 / len(drawn))
             steps += self.step(batch, rate, sums)
             batches, images = batches + 1, images + len(batch.index)
