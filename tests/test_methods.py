@@ -688,3 +688,23 @@ def test_a_stage_of_another_machine_is_trained_again(
     here = reuse.environment()
     monkeypatch.setattr(reuse, "environment", lambda: {**here, "instruction_set": "another"})
     assert "reused" not in fit(digits(epochs=2, noise=0.4, method="bootstrap"), store=tmp_path).record
+
+
+def test_a_method_without_options_combines_in_either_order() -> None:
+    for name in ("mae,mixup", "mixup,mae", "ce,bootstrap"):
+        assert methods.options(name, {}) is not None
+
+
+def test_a_loss_of_another_shape_is_told(digits: Callable[..., RunConfig], tmp_path: Path) -> None:
+    class Mean(Method):
+        """A loss that is already averaged."""
+
+        def loss(self, logits: Tensor, task: Task) -> Tensor:
+            return self.cross_entropy(logits, task.labels).mean()
+
+    METHODS.register("mean-of-rows", source="a test")(Mean)
+    try:
+        with pytest.raises(UserError, match=r"one value for each of \d+ rows, .*leave out \.mean\(\)"):
+            fit(digits(method="mean-of-rows"), store=tmp_path)
+    finally:
+        del METHODS._items["mean-of-rows"]

@@ -189,6 +189,9 @@ FAULTS = {
     "grid's field at a rate": (
         "grid: {noise: [0.8], lr: [1]}\nrows:\n  a: {noise: {0.8: {lr: 2}}}\n", 4, "row 'a' sets lr, which the grid"
     ),
+    "a claim's row": (
+        "rows: {a: {}}\nclaims:\n  - {text: x, kind: greater, rows: [a, b]}\n", 3, "number 1: no row 'b' (there are a)",
+    ),
     "claims": ("rows: {a: {}}\nclaims:\n  - {nonsense: 1}\n", 3, "claims"),
 }  # fmt: skip
 

@@ -76,7 +76,9 @@ def show_result(record: Mapping[str, Any]) -> None:
         f"  best on test (oracle)                {percent(figures['best'])} %  (epoch {figures['best_epoch'] + 1})"
     )
     for name in ("memorised", "recovered"):
-        click.echo(f"  {MEASURE[name].short:36} {percent(figures[name])} %")
+        value = figures.get(name)
+        shown = "not measured" if value is None or value != value else f"{percent(value)} %"
+        click.echo(f"  {MEASURE[name].short:36} {shown}")
     passes = f"{spent['gradient_evaluations']:.2f} gradient evaluations per image"
     click.echo(
         f"  {duration(spent['train_seconds'])} of training, {spent['images_per_second']:.0f} images/s, {passes}"

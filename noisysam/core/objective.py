@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisysam.core.errors import UserError
 from noisysam.core.network import Net
 from noisysam.core.task import Average, Rows, Task
 
@@ -56,6 +57,11 @@ class Objective:
         task = replace(task, features=self.net.features)
         with torch.set_grad_enabled(grad):
             losses = self.loss(logits, task)
+        if losses.shape != logits.shape[:1]:
+            raise UserError(
+                f"the loss of a method must have one value for each of {len(logits)} rows, not the shape"
+                f" {tuple(losses.shape)}: leave out .mean()"
+            )
         if grad:
             self._count(rows, losses)
         return logits, losses

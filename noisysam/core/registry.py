@@ -38,7 +38,7 @@ class Registry(Generic[T]):
         """The component called ``name``; ``UnknownName`` with the nearest names where there is none."""
         if name in self._items:
             return self._items[name]
-        near = difflib.get_close_matches(name, self._items, n=1)
+        near = difflib.get_close_matches(name.lower(), self._items, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise UnknownName(self.kind, name, f"{hint} (known: {', '.join(self._items)})")
 

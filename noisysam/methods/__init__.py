@@ -74,7 +74,8 @@ def compose(name: str) -> type[Method]:
     for part, other in itertools.permutations(parts, 2):
         if "index" in part.requires and "index" not in other.provides:
             raise UserError(f"methods {part.name} and {other.name} do not combine: rows of {other.name} have no index")
-    fields = create_model("Options", __base__=tuple(part.Options for part in parts))
+    own = tuple(part.Options for part in parts if part.Options is not Options)
+    fields = create_model("Options", __base__=own or (Options,))
     body = {
         "Options": fields,
         "name": name,

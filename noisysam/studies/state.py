@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noisysam.core.errors import DamagedFile
+from noisysam.core.errors import DamagedFile, UnknownName
 from noisysam.runs.config import RunConfig
 from noisysam.runs.record import RunFolder
 from noisysam.studies.plan import Cell, runs
@@ -89,7 +89,10 @@ IMAGES = 50_000  # of a training set, for the estimate alone
 def relative_cost(config: RunConfig) -> float:
     """Approximate number of forward passes of single images in a run (a backward pass counts as two). Used to order and
     divide cells."""
-    recipe = config.recipe()
+    try:
+        recipe = config.recipe()
+    except UnknownName:  # of a plug-in, which is not run for an estimate
+        return config.epochs * (config.train_subset or IMAGES) * 3
     forwards, backwards = recipe.optimizer.cost(recipe.optimizer_options)
     networks = recipe.method.networks
     return config.epochs * (config.train_subset or IMAGES) * networks * (forwards + 2 * backwards)

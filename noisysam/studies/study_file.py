@@ -81,7 +81,11 @@ def _read(path: Path) -> tuple[StudyFile, Lines]:
     if study.claims:
         from noisysam.studies.claims import parse
 
-        parse(study.claims, f"{lines.at(path, ('claims',))}: claims")
+        where = f"{lines.at(path, ('claims',))}: claims"
+        for number, claim in enumerate(parse(study.claims, where), 1):
+            for row in claim.rows:  # 'SAM, rho' names the variants of a row that the grid makes
+                if row not in study.rows and not any(row.startswith(f"{known}, ") for known in study.rows):
+                    raise UserError(f"{where}, number {number}: no row {row!r} (there are {', '.join(study.rows)})")
     return study, lines
 
 

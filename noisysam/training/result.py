@@ -1,7 +1,7 @@
 """The result of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ class Result:
 
     key: str
     folder: Path
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] = field(repr=False)
 
     def __getattr__(self, name: str) -> Any:
         """``result.last``, ``.last_ten``, ``.selected``, ``.best`` (oracle): shares of 1."""
