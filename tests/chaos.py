@@ -53,7 +53,9 @@ KEPT = {
     "record.json", "status.json", "epochs.csv", "confusion.csv", "weights.safetensors", "predictions.npz",
     "tracking.json", "lock",
 }  # fmt: skip
-TIMED = {"started", "ended"}  # what differs between two runs of one configuration, with what is measured in seconds
+# what differs between two runs of one configuration, with what is measured in seconds; whether a stage was taken from
+# another run depends on which of them ended first
+TIMED = {"started", "ended", "reused"}
 LOOK = 0.1  # seconds between two looks
 STUCK = 1800.0  # seconds without anything to wait for
 

@@ -31,6 +31,8 @@ import sys
 import time
 from pathlib import Path
 
+from samples import COMPLETE, complete
+
 from noisysam.runs.record import RunFolder
 from noisysam.tracking.tracker import Tracker
 
@@ -39,15 +41,11 @@ number, store, uri, runs, epochs = int(sys.argv[1]), Path(sys.argv[2]), sys.argv
 while not (store / "go").exists():
     time.sleep(0.01)
 for run in range(runs):
-    folder = RunFolder(store, f"{number:04x}{run:04x}")
-    record = {
-        "schema": 1, "key": folder.key, "status": "running", "name": f"run {folder.key}", "config": {"seed": run},
-        "resolved": {"device": "cpu", "device_name": "a CPU"}, "oracle": [],
-        "noise": {"type": "symmetric", "rate": 0.4, "flip_rate": 0.3, "digest": "ab" * 32},
-        "environment": {"commit": "abc1234"}, "started": "2026-11-22T18:00:00+00:00", "ended": None, "results": {},
-        "cost": {}, "error": None,
-    }
-    record["config"]["dataset"] = "digits"
+    folder = RunFolder(store, f"{number:08x}{run:08x}")
+    record = complete({
+        "key": folder.key, "status": "running", "name": f"run {folder.key}", "ended": None,
+        "config": {**COMPLETE["config"], "seed": run},
+    })
     folder.write(record)
     tracker, lines = Tracker(folder, uri, "rush", row=f"row {number}"), []
     for epoch in range(epochs):
@@ -55,7 +53,8 @@ for run in range(runs):
         lines.append(line | {f"metric_{k}": 100 * number + 10 * run + epoch + k / 10 for k in range(20)})
         folder.write_epochs(lines)
         tracker.sync()
-    record |= {"status": "finished", "ended": "2026-11-22T18:05:00+00:00", "results": {"last": number / 10}}
+    results = {**record["results"], "last": number / 10}
+    record |= {"status": "finished", "ended": "2026-11-22T18:05:00+00:00", "results": results}
     folder.write(record)
     tracker.sync(final=True)
     print(int(tracker.done))
@@ -65,7 +64,11 @@ for run in range(runs):
 def rush(store: Path, uri: str) -> None:
     """Eight writers at once; each must have sent all it has."""
     store.mkdir()
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2])),
+    }
     variables["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "120"  # so that a slow machine is not taken for a dead server
     command = [sys.executable, "-W", "always", "-c", WRITER]
     writers = [
@@ -87,7 +90,7 @@ def rush(store: Path, uri: str) -> None:
 def compare(store: Path, runs: list[Any], metrics: list[Any]) -> None:
     """The database's own tables against the records. ``runs``: (key, id, status); ``metrics``: (id, name, step,
     value)."""
-    keys = {f"{number:04x}{run:04x}" for number in range(WRITERS) for run in range(RUNS)}
+    keys = {f"{number:08x}{run:08x}" for number in range(WRITERS) for run in range(RUNS)}
     assert Counter(key for key, _, _ in runs) == Counter(keys)
     assert {status for _, _, status in runs} == {"FINISHED"}
     names = {run: key for key, run, _ in runs}
@@ -98,7 +101,10 @@ def compare(store: Path, runs: list[Any], metrics: list[Any]) -> None:
         assert len(folder.epochs) == EPOCHS
         for step, line in enumerate(folder.epochs):
             sent.update((key, name, step, line[name]) for name in line if name not in ("epoch", "time"))
-        sent[key, "final_last", 0, (folder.record or {})["results"]["last"]] += 1
+        record = folder.record
+        assert record is not None
+        for name, value in {**record["results"], **record["cost"]}.items():
+            sent[key, f"final_{name}", 0, value] += 1
     assert there == sent
 
 

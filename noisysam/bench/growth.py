@@ -117,7 +117,7 @@ def posed(data: Dataset, n: int) -> float:
 def finished_run(store: Path) -> RunFolder:
     """A real run of two epochs; its record and epochs are copied for all others."""
     small = {"dataset": "digits", "train_subset": 200, "model": "resnet8", "width": 0.25, "batch": 32, "epochs": 2}
-    config = validate({**small, "noise": RATE, "compile": "off"})
+    config = validate({**small, "noise": RATE, "noise_seed": 0, "compile": "off"})
     return RunFolder(store, fit(config, store=store).key)
 
 
@@ -191,10 +191,11 @@ def of_runs(settings: Settings, folder: Path) -> Iterator[Cost]:
 
 
 def study_file(folder: Path, n: int) -> Path:
-    """A study file of n cells: two rows, two noise rates, n / 4 seeds."""
+    """A study file of n cells: two rows, two learning rates, n / 4 seeds."""
     folder.mkdir(parents=True, exist_ok=True)
-    base = {"dataset": "digits", "train_subset": 200, "model": "resnet8", "epochs": 2}
-    content = {"base": base, "grid": {"noise": [0.2, 0.4]}, "rows": {"SGD": {"opt": "sgd"}, "SAM": {"opt": "sam"}}}
+    base = {"dataset": "digits", "train_subset": 200, "model": "resnet8", "width": 0.25, "batch": 32, "epochs": 2}
+    base |= {"noise": RATE, "noise_seed": 0}  # the labels of the run that is copied
+    content = {"base": base, "grid": {"lr": [0.1, 0.2]}, "rows": {"SGD": {"opt": "sgd"}, "SAM": {"opt": "sam"}}}
     path = folder / "bench.yaml"
     path.write_text(yaml.safe_dump({**content, "seeds": list(range(n // 4))}))
     return path
@@ -212,6 +213,8 @@ def filled(store: Path, n: int, given: RunFolder) -> Path:
             **copy.deepcopy(record),
             "key": cell.key,
             "config": cell.config.model_dump(mode="json", exclude={"data_dir"}),
+            "revisions": cell.config.recipe().revisions,
+            "optimizer_options": cell.config.recipe().optimizer_options.model_dump(mode="json"),
         }
         RunFolder(store, cell.key).write(own)
         RunFolder(store, cell.key).write_epochs(lines)
