@@ -17,7 +17,7 @@ from noisysam.bench import verdicts
 from noisysam.core.errors import UserError
 from noisysam.report.claims import Verdict, applicable, effect_table, judge, judge_all, verdict_table
 from noisysam.report.figures import forest
-from noisysam.report.tables import Cell, read_cells
+from noisysam.report.tables import ReportCell, read_cells
 from noisysam.runs.transfer import import_study
 from noisysam.studies import claims
 from noisysam.studies.claims import OURS, Claim, parse
@@ -27,7 +27,7 @@ SEEDS = (0, 1, 2)
 Figures = Mapping[str, Mapping[float, Sequence[float | None]]]  # row -> rate -> percent for each seed
 
 
-def study(figures: Figures, measure: str = "last", noise_type: str = "symmetric") -> list[Cell]:
+def study(figures: Figures, measure: str = "last", noise_type: str = "symmetric") -> list[ReportCell]:
     """Cells whose ``measure`` is as given; None: not finished."""
     return [
         {
@@ -39,7 +39,7 @@ def study(figures: Figures, measure: str = "last", noise_type: str = "symmetric"
     ]  # fmt: skip
 
 
-def gains(*rates: Sequence[float | None], level: float = 50.0) -> list[Cell]:
+def gains(*rates: Sequence[float | None], level: float = 50.0) -> list[ReportCell]:
     """Row A, better than B by so many points at 20 %, 40 %, ... for each seed."""
     a = {0.2 * k: [None if g is None else level + g for g in rate] for k, rate in enumerate(rates, 1)}
     return study({"A": a, "B": {noise: [level] * len(values) for noise, values in a.items()}})
@@ -132,7 +132,7 @@ def test_gain_that_grows() -> None:
 
 
 def test_gain_that_grows_with_each_type_of_noise() -> None:
-    def typed(noise_type: str, *rates: Sequence[float]) -> list[Cell]:
+    def typed(noise_type: str, *rates: Sequence[float]) -> list[ReportCell]:
         return [{**cell, "noise_type": noise_type} for cell in gains(*rates)]
 
     up, human = typed("symmetric", [0, 1, 2], [4, 6, 8]), typed("human:worst", HIGH)
@@ -143,7 +143,7 @@ def test_gain_that_grows_with_each_type_of_noise() -> None:
     assert judge(claim("greater", noise_type="symmetric"), both, SEEDS).verdict == "supported"
 
 
-def family(**rows: Sequence[float]) -> list[Cell]:
+def family(**rows: Sequence[float]) -> list[ReportCell]:
     return study({**{row: {0.4: [50 + g for g in gain]} for row, gain in rows.items()}, "B": {0.4: [50.0] * 3}})
 
 
@@ -158,7 +158,7 @@ def test_some_row_beats() -> None:
     assert judge(beats, family(A=LOW, C=WIDE, D=LOW), SEEDS).verdict == "undecided"
 
 
-def sweep(*means: float, values: Sequence[str] = ("0.02", "0.05", "0.1", "0.5", "1.0")) -> list[Cell]:
+def sweep(*means: float, values: Sequence[str] = ("0.02", "0.05", "0.1", "0.5", "1.0")) -> list[ReportCell]:
     """Radii of SAM with these accuracies, shuffled."""
     rows = {f"SAM, rho={rho}": {0.8: [mean - 0.3, mean, mean + 0.4]} for rho, mean in zip(values, means, strict=False)}
     return study(dict(sorted(rows.items(), key=lambda row: row[0][::-1])))
@@ -392,7 +392,7 @@ kinds = pytest.mark.parametrize("tested", KINDS, ids=lambda c: f"{c.kind} {c.rat
 
 
 @st.composite
-def studies(draw: st.DrawFn, seeds: int = 5) -> list[Cell]:
+def studies(draw: st.DrawFn, seeds: int = 5) -> list[ReportCell]:
     """Rows A, B, C at two rates; figures with two decimals."""
     figures: dict[str, dict[float, list[float]]] = {}
     for row in "ABC":
@@ -410,7 +410,7 @@ def told(verdict: Verdict) -> tuple[str, float, float]:
 @kinds
 @settings(max_examples=40, deadline=None)
 @given(cells=studies(), order=st.randoms(use_true_random=False))
-def test_order_of_runs(tested: Claim, cells: list[Cell], order: Any) -> None:
+def test_order_of_runs(tested: Claim, cells: list[ReportCell], order: Any) -> None:
     shuffled = cells[:]
     order.shuffle(shuffled)
     assert judge(tested, shuffled, SEEDS) == judge(tested, cells, SEEDS)
@@ -419,7 +419,7 @@ def test_order_of_runs(tested: Claim, cells: list[Cell], order: Any) -> None:
 @kinds
 @settings(max_examples=40, deadline=None)
 @given(cells=studies(seeds=8), more=st.integers(0, 5))
-def test_later_seeds(tested: Claim, cells: list[Cell], more: int) -> None:
+def test_later_seeds(tested: Claim, cells: list[ReportCell], more: int) -> None:
     first = judge(tested, [cell for cell in cells if cell["seed"] < 3], SEEDS)
     later = judge(tested, [cell for cell in cells if cell["seed"] < 3 + more], SEEDS)
     assert told(first) == told(later)
@@ -431,7 +431,7 @@ def test_later_seeds(tested: Claim, cells: list[Cell], more: int) -> None:
 @kinds
 @settings(max_examples=40, deadline=None)
 @given(cells=studies(), gone=st.sets(st.integers(0, 29)))
-def test_looking_early(tested: Claim, cells: list[Cell], gone: set[int]) -> None:
+def test_looking_early(tested: Claim, cells: list[ReportCell], gone: set[int]) -> None:
     """A verdict before all planned runs have finished stays when they have."""
     early = judge(tested, [{**c, "status": "missing"} if k in gone else c for k, c in enumerate(cells)], range(5))
     assert early.verdict in ("undecided", judge(tested, cells, range(5)).verdict)
@@ -440,7 +440,7 @@ def test_looking_early(tested: Claim, cells: list[Cell], gone: set[int]) -> None
 @kinds
 @settings(max_examples=40, deadline=None)
 @given(cells=studies(), shifts=st.lists(st.integers(-30, 30), min_size=5, max_size=5))
-def test_seed_effects_that_rows_share_and_scale(tested: Claim, cells: list[Cell], shifts: list[int]) -> None:
+def test_seed_effects_that_rows_share_and_scale(tested: Claim, cells: list[ReportCell], shifts: list[int]) -> None:
     found = judge(tested, cells, range(5))
     shifted = [{**cell, "last": cell["last"] + shifts[cell["seed"]] / 100} for cell in cells]
     assert told(judge(tested, shifted, range(5))) == told(found)
@@ -450,7 +450,7 @@ def test_seed_effects_that_rows_share_and_scale(tested: Claim, cells: list[Cell]
 
 @settings(max_examples=60, deadline=None)
 @given(cells=studies())
-def test_sides_swapped(cells: list[Cell]) -> None:
+def test_sides_swapped(cells: list[ReportCell]) -> None:
     swapped = {"A": "B", "B": "A", "C": "C"}
     mirrored = [{**cell, "row": swapped[cell["row"]]} for cell in cells]
     for tested in (claim("greater"), claim("grows")):
@@ -464,7 +464,7 @@ def test_sides_swapped(cells: list[Cell]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(cells=studies(), lift=st.integers(0, 300))
-def test_a_better_row_is_never_less_supported(cells: list[Cell], lift: int) -> None:
+def test_a_better_row_is_never_less_supported(cells: list[ReportCell], lift: int) -> None:
     lifted = [{**c, "last": c["last"] + lift / 10000} if c["row"] == "A" else c for c in cells]
     for tested in (claim("greater"), claim("not_worse", margin=1), claim("some_beats", "A", "C", "B")):
         before, after = judge(tested, cells, SEEDS), judge(tested, lifted, SEEDS)

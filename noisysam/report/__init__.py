@@ -12,7 +12,7 @@ from noisysam.core.text import csv_cell
 from noisysam.report import claims, facts, figures, probes, published, sections, sentences, tables
 from noisysam.report.claims import Verdict
 from noisysam.report.document import Document, Figure, Section, Table, section_markdown, write_text
-from noisysam.report.tables import WHOLE, Cell, Summary, finished, place_name, read_cells, summary_table
+from noisysam.report.tables import WHOLE, ReportCell, Summary, finished, place_name, read_cells, summary_table
 from noisysam.runs import measures
 from noisysam.runs.record import RunFolder, load_study
 from noisysam.runs.schema import StudyPlan
@@ -88,7 +88,7 @@ def _epochs(store: Path, key: str) -> list[dict[str, float | None]]:
         return []
 
 
-def _places(cells: Sequence[Cell]) -> dict[str, tuple[str, str]]:
+def _places(cells: Sequence[ReportCell]) -> dict[str, tuple[str, str]]:
     """'row, noise' -> the anchor of its runs, and their seeds and keys."""
     found: dict[str, list[str]] = {}
     for cell in cells:
@@ -97,7 +97,7 @@ def _places(cells: Sequence[Cell]) -> dict[str, tuple[str, str]]:
 
 
 def _measured(
-    name: str, title: str, cells: Sequence[Cell], summaries: Sequence[Summary], places: dict[str, tuple[str, str]]
+    name: str, title: str, cells: Sequence[ReportCell], summaries: Sequence[Summary], places: dict[str, tuple[str, str]]
 ) -> Section:
     """The table of a measure, whose fields lead to their runs and whose best means are marked; the first one with its
     figure."""
@@ -119,7 +119,7 @@ def _measured(
     return Section(title, text, tables=shown, figures=drawn)
 
 
-def _judge(plan: StudyPlan, cells: Sequence[Cell]) -> list[Verdict]:
+def _judge(plan: StudyPlan, cells: Sequence[ReportCell]) -> list[Verdict]:
     """The claims of the study file; of a study that lists none the project's own whose rows are all there."""
     chosen = study_claims.parse(plan.get("claims") or [], "claims") or claims.applicable(study_claims.OURS, cells)
     seeds = plan.get("planned_seeds") or sorted({cell["seed"] for cell in cells})
@@ -143,7 +143,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> list[Section]:
     return [Section("Verdicts", tables=shown, figures=drawn)]
 
 
-def _published(plan: StudyPlan, cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
+def _published(plan: StudyPlan, cells: Sequence[ReportCell], summaries: Sequence[Summary]) -> list[Section]:
     """Published tables: those that the study names, else Table 4 of the SAM paper if it has two of its rows."""
     named = plan.get("published") or (["sam-table4"] if published.beside("sam-table4", cells, summaries) else [])
     found = []
@@ -157,7 +157,7 @@ def _published(plan: StudyPlan, cells: Sequence[Cell], summaries: Sequence[Summa
     return found
 
 
-def _unfinished(cells: Sequence[Cell]) -> Section:
+def _unfinished(cells: Sequence[ReportCell]) -> Section:
     lines = [
         f"{place_name(cell)}, seed {cell['seed']}: {cell['status']}"
         + (f", run `{cell['key']}`: {cell['error']}" if cell["error"] else "")

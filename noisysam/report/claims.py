@@ -12,7 +12,7 @@ import pandas as pd
 from noisysam.core.errors import UserError
 from noisysam.report import statistics
 from noisysam.report.statistics import Estimate
-from noisysam.report.tables import COVERAGE, OWN_RATE, Cell, column_name, joined
+from noisysam.report.tables import COVERAGE, OWN_RATE, ReportCell, column_name, joined
 from noisysam.runs.measures import MEASURE
 from noisysam.studies.claims import LEVEL, Claim
 
@@ -50,7 +50,7 @@ RULES = (
 Place = tuple[str, float]  # noise type, nominal rate
 
 
-Runs = dict[tuple[str, str, float], dict[int, Cell]]  # row, noise type, rate -> seed -> run
+Runs = dict[tuple[str, str, float], dict[int, ReportCell]]  # row, noise type, rate -> seed -> run
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,17 @@ class Verdict:
         return "depends on the rate" if self.depends and self.verdict == "contradicted" else self.verdict
 
 
-def applicable(claims: Iterable[Claim], cells: Sequence[Cell]) -> list[Claim]:
+def applicable(claims: Iterable[Claim], cells: Sequence[ReportCell]) -> list[Claim]:
     """The claims whose rows and noise rates are all in the study."""
     return [claim for claim in claims if not _scope(claim, cells).lacking]
 
 
-def judge(claim: Claim, cells: Sequence[Cell], planned_seeds: Iterable[int]) -> Verdict:
+def judge(claim: Claim, cells: Sequence[ReportCell], planned_seeds: Iterable[int]) -> Verdict:
     """What the cells of a study say of one claim alone."""
     return judge_all([claim], cells, planned_seeds)[0]
 
 
-def judge_all(claims: Sequence[Claim], cells: Sequence[Cell], planned_seeds: Iterable[int]) -> list[Verdict]:
+def judge_all(claims: Sequence[Claim], cells: Sequence[ReportCell], planned_seeds: Iterable[int]) -> list[Verdict]:
     """What the cells of a study (``tables.read_cells``) say of its claims, which are corrected for each other.
 
     Runs are paired by noise type, rate and seed; ``UserError`` where a pair was trained on different labels. Only
@@ -206,13 +206,13 @@ class Scope:
     without noise are kept apart, except where the claim names them or is about the trend."""
 
     rows: tuple[str, ...]
-    cells: list[Cell]
+    cells: list[ReportCell]
     places: list[Place]
     clean: list[Place]
     lacking: str
 
 
-def _scope(claim: Claim, cells: Iterable[Cell]) -> Scope:
+def _scope(claim: Claim, cells: Iterable[ReportCell]) -> Scope:
     cells = list(cells)
     rows = _rows(claim, cells)
     own = [cell for cell in cells if cell["row"] in rows and claim.noise_type in (None, cell["noise_type"])]
@@ -234,7 +234,7 @@ def _scope(claim: Claim, cells: Iterable[Cell]) -> Scope:
     return Scope(rows, own, places, clean, lacking)
 
 
-def _rows(claim: Claim, cells: Iterable[Cell]) -> tuple[str, ...]:
+def _rows(claim: Claim, cells: Iterable[ReportCell]) -> tuple[str, ...]:
     """The rows of a claim; of one that names a setting, its variants in the order of the setting."""
     if len(claim.rows) > 1:
         return claim.rows
@@ -251,7 +251,7 @@ def _trends(places: Iterable[Place]) -> dict[str, list[Place]]:
     return {name: found for name, found in types.items() if len(found) > 1}
 
 
-def _runs(cells: Iterable[Cell]) -> Runs:
+def _runs(cells: Iterable[ReportCell]) -> Runs:
     runs: Runs = {}
     for cell in cells:
         if cell["status"] == "finished":

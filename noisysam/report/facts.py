@@ -7,20 +7,20 @@ from noisysam.core.registry import summary
 from noisysam.noise.base import NOISE
 from noisysam.report import claims, figures, tables
 from noisysam.report.document import Figure, Section, Table
-from noisysam.report.tables import INTERVALS, Cell, Summary, finished, joined, summary_table
+from noisysam.report.tables import INTERVALS, ReportCell, Summary, finished, joined, summary_table
 from noisysam.runs.schema import StudyPlan
 
 MATRICES = 4  # heat maps in a figure at most
 
 
-def sections(cells: Sequence[Cell], study: str, plan: StudyPlan, judged: bool) -> list[Section]:
+def sections(cells: Sequence[ReportCell], study: str, plan: StudyPlan, judged: bool) -> list[Section]:
     """Recipe and data, noise, and where claims were judged the rules for that."""
     rules = [Section("How claims are judged", claims.RULES)] if judged else []
     lines = [f"{name}: {value}" for name, value in _facts(cells, study, plan)]
     return [*rules, Section("Recipe and data", lines=lines), _noise(cells)]
 
 
-def _facts(cells: Sequence[Cell], study: str, plan: StudyPlan) -> list[tuple[str, str]]:
+def _facts(cells: Sequence[ReportCell], study: str, plan: StudyPlan) -> list[tuple[str, str]]:
     """What the runs have in common, and what the tables show."""
     done = finished(cells)
     dates = sorted(str(cell[name])[:10] for cell in done for name in ("started", "ended"))
@@ -69,16 +69,16 @@ def _facts(cells: Sequence[Cell], study: str, plan: StudyPlan) -> list[tuple[str
     ]
 
 
-def _evaluated(cells: Sequence[Cell]) -> str:
+def _evaluated(cells: Sequence[ReportCell]) -> str:
     gaps = joined(cell["eval_every"] for cell in cells)
     return "every epoch" if gaps == "1" else f"every {gaps} epochs, and each of the last ten"
 
 
-def _momentum(cell: Cell) -> str:
+def _momentum(cell: ReportCell) -> str:
     return f"{cell['momentum']}" + " (Nesterov)" * (cell["nesterov"] is True and cell["base_opt"] == "sgd")
 
 
-def _knowledge(cells: Sequence[Cell]) -> str:
+def _knowledge(cells: Sequence[ReportCell]) -> str:
     oracle = list(dict.fromkeys(cell["row"] for cell in cells if cell["oracle"]))
     return f"oracle: {', '.join(oracle)} (see Rows); all others blind" if oracle else "all rows are blind"
 
@@ -92,7 +92,7 @@ def _spread(summaries: Sequence[Summary]) -> str:
     return "; ".join(said)
 
 
-def _noise(cells: Sequence[Cell]) -> Section:
+def _noise(cells: Sequence[ReportCell]) -> Section:
     """What the noise is, nominal and measured rates; the measured transition matrices of each noise's first label
     file."""
     kinds = dict.fromkeys((str(c["noise_type"]).partition(":")[0], c["noise_draw"]) for c in finished(cells))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from noisysam.report.claims import FEWEST, Effect, Verdict
-from noisysam.report.tables import OWN_RATE, Cell, Summary, column_name, finished
+from noisysam.report.tables import OWN_RATE, ReportCell, Summary, column_name, finished
 from noisysam.runs import measures
 
 # Okabe and Ito's eight colours, which readers with any colour vision can tell apart; the lightest comes last.
@@ -103,7 +103,7 @@ def _dots(summaries: Sequence[Summary], rows: Sequence[str]) -> Figure:
     return figure
 
 
-def curves(cells: Sequence[Cell], epochs: Curves) -> list[tuple[str, Figure]]:
+def curves(cells: Sequence[ReportCell], epochs: Curves) -> list[tuple[str, Figure]]:
     """Learning curves, means over seeds with bands of one standard deviation: test accuracy, memorisation, recovery and
     detection over the epochs of the last stage, a line of panels for each noise. If there are more rows than one panel
     can show, they are split into several figures, each with the first row as reference and its own name."""
@@ -115,7 +115,7 @@ def curves(cells: Sequence[Cell], epochs: Curves) -> list[tuple[str, Figure]]:
     return [(name, _curves(cells, epochs, part)) for name, part in zip(names, parts, strict=True)]
 
 
-def _curves(cells: Sequence[Cell], epochs: Curves, rows: Sequence[str]) -> Figure:
+def _curves(cells: Sequence[ReportCell], epochs: Curves, rows: Sequence[str]) -> Figure:
     done = finished(cells)
     columns = list(dict.fromkeys(column_name(cell) for cell in done))
     drawn = measures.shown("curves")
@@ -148,7 +148,7 @@ def _by_epoch(runs: Sequence[Sequence[Mapping[str, float | None]]], measure: str
     return dict(sorted(values.items()))
 
 
-def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Figure:
+def cost(cells: Sequence[ReportCell], summaries: Sequence[Summary]) -> Figure:
     """Test accuracy at the last epoch against gradient evaluations per training image in the whole run, a panel for
     each noise. The step line joins the rows that are better than every cheaper row; if there are many rows, only
     those have labels."""
@@ -184,7 +184,7 @@ def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Figure:
     return figure
 
 
-def gradients(cells: Sequence[Cell]) -> dict[str, float]:
+def gradients(cells: Sequence[ReportCell]) -> dict[str, float]:
     """Row -> gradient evaluations per training image in a whole run, all stages; mean over its finished runs."""
     found: dict[str, list[float]] = {}
     for cell in finished(cells):

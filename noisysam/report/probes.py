@@ -10,11 +10,11 @@ import pandas as pd
 from noisysam.core.errors import UserError
 from noisysam.report import probe_figures
 from noisysam.report.document import Figure, Section, Table
-from noisysam.report.tables import Cell, column_name, finished, place_name
+from noisysam.report.tables import ReportCell, column_name, finished, place_name
 from noisysam.runs.record import RunFolder
 
 Results = Mapping[str, Any]
-Found = list[tuple[Cell, Results]]  # runs, and what one probe found in each
+Found = list[tuple[ReportCell, Results]]  # runs, and what one probe found in each
 Line = tuple[list[str], str, list[Results]]  # of a table: its first fields, its place, what it is the mean of
 
 # Columns of the tables -> fields of the results; those in percent are shares of 1.
@@ -49,7 +49,7 @@ GRADIENTS = {
 MEANS = "Means over the seeds that were probed (n), ± their standard deviation."
 
 
-def sections(store: Path, cells: Sequence[Cell], anchors: Mapping[str, str]) -> list[Section]:
+def sections(store: Path, cells: Sequence[ReportCell], anchors: Mapping[str, str]) -> list[Section]:
     """A section for each probe and each choice of its options. ``anchors``: of the list of runs, by "row, noise"."""
     groups: dict[tuple[str, int, str], Found] = {}
     broken = []

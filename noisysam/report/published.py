@@ -15,7 +15,7 @@ import pandas as pd
 
 from noisysam.core.errors import UserError
 from noisysam.report.document import Table
-from noisysam.report.tables import Cell, Summary, column_name, joined, percent
+from noisysam.report.tables import ReportCell, Summary, column_name, joined, percent
 
 Line = dict[str, str]  # a line of the file
 
@@ -95,7 +95,7 @@ def layout(table: str) -> pd.DataFrame:
     return pd.DataFrame(printed)
 
 
-def beside(table: str, cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Table]:
+def beside(table: str, cells: Sequence[ReportCell], summaries: Sequence[Summary]) -> list[Table]:
     """A published table beside a study's means, for the rows and noise rates that both have, and by how many points
     each row is ahead of the first one. Nothing where fewer than two rows are in both. A row of the study with plain SGD
     and no method also stands for the published cross-entropy."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from noisysam.report.tables import Cell, Summary, column_name, finished
+from noisysam.report.tables import ReportCell, Summary, column_name, finished
 
 RATE = re.compile(r"^(\d*\.?\d+)x$")  # a misspecified rate, such as 0.5x
 
@@ -28,7 +28,7 @@ def regret(summaries: Sequence[Summary]) -> pd.DataFrame | None:
     return pd.DataFrame([line for _, line in sorted(lines, key=lambda x: x[0])], columns=["row", *columns, "worst"])
 
 
-def oracle_gap(cells: Sequence[Cell], summaries: Sequence[Summary]) -> pd.DataFrame | None:
+def oracle_gap(cells: Sequence[ReportCell], summaries: Sequence[Summary]) -> pd.DataFrame | None:
     """The gain of an oracle row over each blind row of the same method and optimizer; None if there are none."""
     recipe = {c["row"]: (c["method"], c["opt"]) for c in finished(cells)}
     oracle = {c["row"] for c in finished(cells) if c["oracle"]}
@@ -36,7 +36,7 @@ def oracle_gap(cells: Sequence[Cell], summaries: Sequence[Summary]) -> pd.DataFr
     return _differences(summaries, pairs, ("oracle row", "blind row"))
 
 
-def misspecified(cells: Sequence[Cell], summaries: Sequence[Summary]) -> pd.DataFrame | None:
+def misspecified(cells: Sequence[ReportCell], summaries: Sequence[Summary]) -> pd.DataFrame | None:
     """The loss of a method that is given a wrong noise rate (an option such as 0.5x) against the same method with the
     right rate; None if there is no such pair of rows."""
     told: dict[str, float] = {}

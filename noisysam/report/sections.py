@@ -10,7 +10,7 @@ import pandas as pd
 
 from noisysam.report import figures, robust, tables
 from noisysam.report.document import Figure, Section, Table
-from noisysam.report.tables import Cell, Summary, finished, place_name
+from noisysam.report.tables import ReportCell, Summary, finished, place_name
 from noisysam.runs.record import RunFolder
 
 EQUAL_COST = 0.05  # rows whose gradient evaluations differ by no more of their number are matched in compute
@@ -22,7 +22,7 @@ def shade(summaries: Sequence[Summary]) -> str:
     return "; ± standard deviation over seeds" if any(s["sd"] for s in summaries) else ""
 
 
-def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Section:
+def cost(cells: Sequence[ReportCell], summaries: Sequence[Summary]) -> Section:
     """Accuracy against gradient evaluations."""
     spent = figures.gradients(cells)
     rows = sorted(spent, key=lambda row: spent[row])
@@ -47,7 +47,7 @@ def cost(cells: Sequence[Cell], summaries: Sequence[Summary]) -> Section:
     )  # fmt: skip
 
 
-def tuning(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
+def tuning(cells: Sequence[ReportCell], summaries: Sequence[Summary]) -> list[Section]:
     """Regret over the rates, the gain of oracles, the cost of a wrong rate, as far as the study has the rows."""
     found = [
         ("regret", "Regret: percentage points behind the best row at each rate, with one configuration for all rates"
@@ -61,7 +61,7 @@ def tuning(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]
     return [Section("Robustness of the recipe", tables=there)] if there else []
 
 
-def curves(cells: Sequence[Cell], epochs: figures.Curves) -> Section:
+def curves(cells: Sequence[ReportCell], epochs: figures.Curves) -> Section:
     drawn = figures.curves(cells, epochs)
     bands = ", bands of one standard deviation" if max(Counter(map(place_name, finished(cells))).values()) > 1 else ""
     caption = (
@@ -71,7 +71,7 @@ def curves(cells: Sequence[Cell], epochs: figures.Curves) -> Section:
     return Section("Learning curves", figures=[Figure(name, caption, drawing) for name, drawing in drawn])
 
 
-def radii(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
+def radii(cells: Sequence[ReportCell], summaries: Sequence[Summary]) -> list[Section]:
     """A figure for each recipe that the study runs at three radii or more."""
     recipes: dict[str, dict[str, float]] = {}
     for cell in finished(cells):
@@ -90,7 +90,7 @@ def radii(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Section]:
     return [Section("Radius", figures=[Figure("radius", caption, drawing)])]
 
 
-def confusions(store: Path, cells: Sequence[Cell]) -> list[Section]:
+def confusions(store: Path, cells: Sequence[ReportCell]) -> list[Section]:
     """Test confusion at the last epoch of the first rows, at the first noise and seed, if runs recorded it."""
     done = finished(cells)
     first = [c for c in done if (tables.column_name(c), c["seed"]) == (tables.column_name(done[0]), done[0]["seed"])]

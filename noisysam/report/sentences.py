@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from noisysam.report.claims import FEWEST, Verdict
-from noisysam.report.tables import Cell, Summary, column_name, finished, joined, runs
+from noisysam.report.tables import ReportCell, Summary, column_name, finished, joined, runs
 
 NAMED = 5  # rows, places or claims that are listed by name; of more some are left out
 
 
-def sentences(cells: Sequence[Cell], summaries: Sequence[Summary], verdicts: Sequence[Verdict]) -> list[str]:
+def sentences(cells: Sequence[ReportCell], summaries: Sequence[Summary], verdicts: Sequence[Verdict]) -> list[str]:
     """What was compared, on what, what was found, and what this does not show: three to six sentences."""
     found = [_best(summaries)]
     for name in ("supported", "contradicted", "undecided"):
@@ -21,7 +21,7 @@ def sentences(cells: Sequence[Cell], summaries: Sequence[Summary], verdicts: Seq
     return [_compared(cells), *filter(None, found), _scope(cells)]
 
 
-def _compared(cells: Sequence[Cell]) -> str:
+def _compared(cells: Sequence[ReportCell]) -> str:
     done = finished(cells)
     rows = list(dict.fromkeys(cell["row"] for cell in done))
     named = f" ({'; '.join(rows)})" if 1 < len(rows) <= NAMED else ""
@@ -74,7 +74,7 @@ def _why(verdicts: Sequence[Verdict]) -> str:
     return "" if max(numbers, default=FEWEST) >= FEWEST else f", as {FEWEST} seeds are needed"
 
 
-def _scope(cells: Sequence[Cell]) -> str:
+def _scope(cells: Sequence[ReportCell]) -> str:
     """What the study does not show."""
     done = finished(cells)
     types = dict.fromkeys(str(cell["noise_type"]).partition(":")[0] for cell in done)

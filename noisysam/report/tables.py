@@ -12,7 +12,7 @@ from noisysam.core.errors import DamagedFile, UserError
 from noisysam.report.statistics import share_interval
 from noisysam.runs.record import RunFolder, load_study
 
-Cell = dict[str, Any]  # one run of a study, flat: where it stands in the table, how it was made, every figure
+ReportCell = dict[str, Any]  # one run of a study, flat: where it stands in the table, how it was made, every figure
 Summary = dict[str, Any]  # one field of a table: row, column, mean and standard deviation over seeds
 
 OWN_RATE = ("human", "file")  # noise types that bring their own rate
@@ -28,7 +28,7 @@ EARLIER = "earlier revision"  # added to the name of a row whose runs are of a c
 WHOLE = ("variant", "revisions", "method_options", "matrix")  # of a cell: what is no single figure
 
 
-def read_cells(store: Path, study: str) -> list[Cell]:
+def read_cells(store: Path, study: str) -> list[ReportCell]:
     """The cells of a study in the order of its plan. A row whose cells differ in more than noise and seed is split,
     and the settings that differ are added to its name; so is that a cell was trained with an earlier revision of its
     method or optimizer, whose results a table does not take together with today's. A cell whose record cannot be read
@@ -83,7 +83,7 @@ def _variants(plan: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> Cell:
+def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> ReportCell:
     config, noise = record.get("config", {}), record.get("noise", {})
     results, environment = record.get("results", {}), record.get("environment", {})
     sparse = config.get("eval_every", 1) > max(1, config.get("epochs", 1) / OFTEN)
@@ -130,13 +130,13 @@ def _machine(resolved: Mapping[str, Any], environment: Mapping[str, Any]) -> str
     return joined([name, environment.get("instruction_set"), numerics and f"numerics revision {numerics}"])
 
 
-def machines(cells: Iterable[Cell]) -> dict[str, str]:
+def machines(cells: Iterable[ReportCell]) -> dict[str, str]:
     """A letter for each kind of machine that runs of a study were trained on; empty where there is one."""
     kinds = sorted({cell["machine"] for cell in finished(cells)})
     return {kind: chr(ord("a") + n) for n, kind in enumerate(kinds)} if len(kinds) > 1 else {}
 
 
-def remark(measure: str, cells: Sequence[Cell], marked: bool) -> str:
+def remark(measure: str, cells: Sequence[ReportCell], marked: bool) -> str:
     """Remarks on the table of a measure."""
     said = ["The best mean of each column is in bold."] if marked else []
     rows = list(dict.fromkeys(cell["row"] for cell in finished(cells) if cell["sparse"]))
@@ -155,17 +155,17 @@ def _first_line(error: str | None) -> str | None:
     return None if not lines else lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
-def finished(cells: Iterable[Cell]) -> list[Cell]:
+def finished(cells: Iterable[ReportCell]) -> list[ReportCell]:
     """The cells that have results."""
     return [cell for cell in cells if cell["status"] == "finished"]
 
 
-def runs(cells: Iterable[Cell]) -> list[Cell]:
+def runs(cells: Iterable[ReportCell]) -> list[ReportCell]:
     """Each run once: rows may share one."""
     return list({cell["key"]: cell for cell in cells}.values())
 
 
-def check(cells: Sequence[Cell], study: str) -> None:
+def check(cells: Sequence[ReportCell], study: str) -> None:
     """``UserError`` if the finished runs do not belong in one table: several precisions, several revisions of one
     component, or rows that were trained on different labels at the same noise and seed."""
     done = finished(cells)
@@ -174,11 +174,11 @@ def check(cells: Sequence[Cell], study: str) -> None:
     _one_each(done, lambda c: [(_place(c), c["labels"])], f"study {study}: different labels at")
 
 
-def _place(cell: Cell) -> str:
+def _place(cell: ReportCell) -> str:
     return ", ".join(filter(None, (column_name(cell), cell["variant"], f"seed {cell['seed']}")))
 
 
-def _one_each(cells: Iterable[Cell], facts: Callable[[Cell], list[tuple[str, Any]]], fault: str) -> None:
+def _one_each(cells: Iterable[ReportCell], facts: Callable[[ReportCell], list[tuple[str, Any]]], fault: str) -> None:
     """Check that each named fact has one value over all cells."""
     seen: dict[str, dict[Any, list[str]]] = {}
     for cell in cells:
@@ -211,12 +211,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.10g}"
 
 
-def summary_table(cells: Sequence[Cell], measure: str = "last") -> list[Summary]:
+def summary_table(cells: Sequence[ReportCell], measure: str = "last") -> list[Summary]:
     """One dictionary for each row and column: the ``values`` of ``measure`` over the finished seeds, their mean and
     sample standard deviation (n - 1; None for one seed), from five seeds on the 95 % interval of the mean (``low`` and
     ``high``; else None), all as shares of 1, and how many seeds there are, failed, or are still missing. Rows in the
     order of the plan, columns by noise type and rate."""
-    groups: dict[tuple[str, str, float], list[Cell]] = {}
+    groups: dict[tuple[str, str, float], list[ReportCell]] = {}
     kinds = machines(cells)
     for cell in cells:
         groups.setdefault((cell["row"], cell["noise_type"], cell["noise"]), []).append(cell)
@@ -319,7 +319,7 @@ def _field(s: Summary) -> str:
     return f"{100 * s['mean']:.2f}{spread} ({'; '.join([said, *lacking])}){trained}"
 
 
-def row_table(cells: Sequence[Cell]) -> pd.DataFrame:
+def row_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
     """Settings and cost of each row: the mean number of gradient evaluations and the median speed of its runs."""
     lines = []
     for row in dict.fromkeys(cell["row"] for cell in cells):
@@ -340,12 +340,14 @@ def row_table(cells: Sequence[Cell]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _over(cells: Sequence[Cell], name: str, form: str, of: Callable[[list[float]], float], scale: float = 1.0) -> str:
+def _over(
+    cells: Sequence[ReportCell], name: str, form: str, of: Callable[[list[float]], float], scale: float = 1.0
+) -> str:
     values = [cell[name] for cell in cells if cell.get(name) is not None]
     return format(scale * of(values), form) if values else ""
 
 
-def noise_table(cells: Sequence[Cell]) -> pd.DataFrame:
+def noise_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
     """Nominal noise rates beside the measured flip rates."""
     lines = []
     for noise_type, noise in sorted({(cell["noise_type"], cell["noise"]) for cell in cells}):
