@@ -341,11 +341,14 @@ def _report(study: str, store: Path, out: Path, as_json: bool, uri: str | None) 
 @click.argument("target", type=click.Path(path_type=Path))
 @store_option
 @click.option("--weights", is_flag=True, help="include the trained weights")
-def export(study: str, target: Path, store: Path, weights: bool) -> None:
+@click.option("--unfinished", is_flag=True, help="include the checkpoints of unfinished runs, to go on elsewhere")
+def export(study: str, target: Path, store: Path, weights: bool, unfinished: bool) -> None:
     """Copy the finished runs of STUDY to the folder TARGET: records, label files, configurations, digests."""
     from noisysam.runs.transfer import export_study
 
-    click.echo(f"{export_study(store, study, target, weights)} finished runs of {study} were copied to {target}")
+    click.echo(
+        f"{export_study(store, study, target, weights, unfinished)} finished runs of {study} were copied to {target}"
+    )
 
 
 @cli.command("import", short_help="Add exported records to the store.")
@@ -353,8 +356,9 @@ def export(study: str, target: Path, store: Path, weights: bool) -> None:
 @store_option
 @click.option("--as", "name", metavar="NAME", help="another name for the study in the store")
 @click.option("--plugin", type=click.Path(path_type=Path), help="Python file that the runs were trained with")
+@click.option("--unfinished", is_flag=True, help="take checkpoints too, to go on with runs that were interrupted")
 @click.option("--check", is_flag=True, help="verify the archive and list what it holds; import nothing")
-def import_(source: Path, store: Path, name: str | None, plugin: Path | None, check: bool) -> None:
+def import_(source: Path, store: Path, name: str | None, plugin: Path | None, unfinished: bool, check: bool) -> None:
     """Add the exported runs in the folder SOURCE to the store. A sweep then skips them. Every file is verified before
     anything is written."""
     from noisysam.runs import transfer
@@ -363,4 +367,4 @@ def import_(source: Path, store: Path, name: str | None, plugin: Path | None, ch
         for line in transfer.contents(source, store, plugin):
             click.echo(line)
         return
-    click.echo(f"{transfer.import_study(source, store, name, plugin)} new runs were added to {store}")
+    click.echo(f"{transfer.import_study(source, store, name, plugin, unfinished)} new runs were added to {store}")

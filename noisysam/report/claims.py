@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from noisysam.core.errors import UserError
 from noisysam.report import statistics
@@ -17,6 +18,9 @@ from noisysam.runs.measures import MEASURE
 from noisysam.studies.claims import LEVEL, Claim
 
 FEWEST = 3  # planned seeds that can decide; two are descriptive, one has no interval
+
+
+CORRELATION = "rank correlation"
 
 
 RATE_STEP = 0.1  # of noise, for which the growth of a gain is told
@@ -236,8 +240,8 @@ def _scope(claim: Claim, cells: Iterable[ReportCell]) -> Scope:
 
 def _rows(claim: Claim, cells: Iterable[ReportCell]) -> tuple[str, ...]:
     """The rows of a claim; of one that names a setting, its variants in the order of the setting."""
-    if len(claim.rows) > 1:
-        return claim.rows
+    if len(claim.rows) > 1 or claim.against:
+        return claim.rows + claim.against
     start = f"{claim.rows[0]}="
     found = {row.removeprefix(start): row for row in {cell["row"] for cell in cells} if row.startswith(start)}
     return tuple(found[value] for value in sorted(filter(NUMBER.fullmatch, found), key=float))
@@ -272,6 +276,17 @@ def _outcome(claim: Claim, scope: Scope, runs: Runs, planned: Sequence[int]) -> 
     if claim.kind == "grows":
         trends = _trends(places)
         return _every([_growth(claim, runs, rows, name, trends[name], planned) for name in trends])
+    if claim.kind == "correlates":
+        return over(
+            [_effect(claim, _name(place), _correlation(claim, runs, place), planned, CORRELATION) for place in places]
+        )
+    if claim.kind == "some_beats" and claim.against:
+        return _some(
+            [
+                over([_every([effect(a, b, place, f"{a} over {b}, ") for b in claim.against]) for place in places])
+                for a in claim.rows
+            ]
+        )
     if claim.kind == "some_beats":
         return _some([over([effect(a, rows[-1], place, f"{a}, ") for place in places]) for a in rows[:-1]])
     if claim.kind == "knife_edge":
@@ -334,6 +349,20 @@ def _scaled(share: float, unit: str) -> float:
     if unit == "points":
         return 100 * share
     return math.log(max(share, LEAST) / max(1 - share, LEAST))
+
+
+def _correlation(claim: Claim, runs: Runs, place: Place) -> dict[int, float]:
+    """The rank correlation of the pairs' gains with the second measure of the rows compared with, for each seed that
+    all have finished; seeds in which one of the two is the same for all pairs have none."""
+    gain = claim.model_copy(update={"measure": (claim.measure[0],) * 2})
+    gains = [_gains(gain, runs, a, b, place) for a, b in zip(claim.rows, claim.against, strict=True)]
+    found = {}
+    for seed in sorted(set.intersection(*map(set, gains))):
+        known = [runs[b, *place][seed].get(claim.measure[1]) for b in claim.against]
+        ours = [each[seed] for each in gains]
+        if None not in known and min(len(set(ours)), len(set(known))) > 1:
+            found[seed] = round(float(stats.spearmanr(ours, known).statistic), 9)
+    return found
 
 
 def _growth(

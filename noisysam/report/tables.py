@@ -113,7 +113,7 @@ def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> R
         **{name: config.get(name) for name in RECIPE},
         **{name: resolved.get(name) for name in ("precision", "device_name", "threads")},
         **{name: environment.get(name) for name in ("commit", "torch", "cpu", "instruction_set", "numerics")},
-        "machine": _machine(resolved, environment),
+        "machine": " and ".join(_machine(resolved, e) for e in (*record.get("earlier_environments", []), environment)),
         "sparse": sparse,
         "started": record.get("started"),
         "ended": record.get("ended"),

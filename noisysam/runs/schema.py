@@ -145,6 +145,7 @@ class RunRecord(TypedDict):
     data: DataFacts
     model: ModelFacts
     environment: dict[str, str | None]
+    earlier_environments: NotRequired[list[dict[str, str | None]]]
     started: str
     ended: str | None
     results: Annotated[Results, AfterValidator(_in_range)]
