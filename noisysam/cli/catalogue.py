@@ -13,6 +13,10 @@ from noisysam.core.registry import summary
 def entries(what: str) -> list[dict[str, Any]]:
     """Name, summary, source and options of every component of a kind."""
     from noisysam import data, methods, models, noise, optim, probes
+    from noisysam.core import plugins
+    from noisysam.studies.claims import CLAIM_KINDS
+
+    plugins.load_installed()
 
     registry: Any = {
         "methods": methods.METHODS,
@@ -21,6 +25,7 @@ def entries(what: str) -> list[dict[str, Any]]:
         "datasets": data.DATASETS,
         "noise": noise.NOISE,
         "probes": probes.PROBES,
+        "claims": CLAIM_KINDS,
     }[what]
     found = []
     for name, item in sorted(registry.items()):
