@@ -204,9 +204,10 @@ def _train(
             for outcome in running.run():
                 what = outcome.error or status.SAID[outcome.state]
                 if outcome.state == "finished" and not blind:
-                    record = RunFolder(store, outcome.cell.key).sound_record
+                    folder = RunFolder(store, outcome.cell.key)
+                    record = folder.sound_record
                     last = None if record is None else record["results"]["last"]
-                    what = f"{percent(last)} % at the last epoch"
+                    what = f"{percent(last)} % at the last epoch" + ", collapsed to one class" * bool(folder.collapsed)
                 elif outcome.state == "again":
                     what += " (will be retried)"
                 note(f"[{running.finished}/{len(running.cells)}] {outcome.cell.label}: {what}")

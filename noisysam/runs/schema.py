@@ -149,6 +149,7 @@ class RunRecord(TypedDict):
     started: str
     ended: str | None
     results: Annotated[Results, AfterValidator(_in_range)]
+    collapsed: NotRequired[bool]
     cost: Cost
     error: str | None
 
