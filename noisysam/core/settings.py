@@ -24,25 +24,25 @@ class StageSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: int | None = Field(None, ge=1)
-    eval_every: int | None = Field(None, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
+    eval_every: int | None = Field(default=None, ge=1)
     opt: str | None = None
     base_opt: BaseRule | None = None
-    lr: float | None = Field(None, gt=0)
-    momentum: float | None = Field(None, ge=0, lt=1)
+    lr: float | None = Field(default=None, gt=0)
+    momentum: float | None = Field(default=None, ge=0, lt=1)
     nesterov: bool | None = None
-    weight_decay: float | None = Field(None, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0)
     l2: Literal["descent", "loss"] | None = None
-    clip: float | None = Field(None, gt=0)
+    clip: float | None = Field(default=None, gt=0)
     schedule: ScheduleName | None = None
     milestones: list[float] | None = None
-    lr_factor: float | None = Field(None, ge=0)
-    lr_min: float | None = Field(None, ge=0)
-    decay_from: float | None = Field(None, ge=0)
-    final_momentum: float | None = Field(None, ge=0, lt=1)
-    period: float | None = Field(None, gt=0)
-    warmup: float | None = Field(None, ge=0)
-    ema: float | None = Field(None, ge=0, lt=1)
+    lr_factor: float | None = Field(default=None, ge=0)
+    lr_min: float | None = Field(default=None, ge=0)
+    decay_from: float | None = Field(default=None, ge=0)
+    final_momentum: float | None = Field(default=None, ge=0, lt=1)
+    period: float | None = Field(default=None, gt=0)
+    warmup: float | None = Field(default=None, ge=0)
+    ema: float | None = Field(default=None, ge=0, lt=1)
 
 
 def check_stage_settings(settings: Any) -> None:

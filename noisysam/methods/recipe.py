@@ -29,14 +29,14 @@ class PublishedRecipe(StageSettings):
     """
 
     source: str
-    differs: Mapping[str, str] = Field({})
+    differs: Mapping[str, str] = Field(default={})
     model: str | None = None
     augment: Augmentation
     batch: int = Field(ge=1)
     epochs: int = Field(ge=1)
     base_opt: BaseRule = "sgd"
     lr: float = Field(gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(ge=0)
     schedule: ScheduleName

@@ -52,7 +52,7 @@ class Chunked(Radius):
 
 
 class SharpnessAware(torch.optim.Optimizer):
-    """A torch optimizer around a base rule (SGD, Adam or AdamW). A subclass defines the gradient that the rule steps with.
+    """A torch optimizer around a base rule: SGD, Adam or AdamW. A subclass defines the gradient that it steps with.
 
     It is used like torch's own optimizers, with a closure because the loss is evaluated more than once::
 
@@ -105,9 +105,9 @@ class SharpnessAware(torch.optim.Optimizer):
 
         ``params``: tensors, (name, tensor) pairs as of ``named_parameters()``, or param groups. ``nesterov``: False as
         in torch.optim.SGD (runs of this package pass True). ``betas``, ``eps``: of Adam and AdamW; the default betas
-        are (momentum, 0.999). Adam takes weight decay as L2, within the gradient; AdamW decouples it. ``l2``: weight decay in the base step, or as L2 in the loss of every evaluation
-        (google-research/sam). ``clip``: largest global norm of the step's gradient. ``options``: fields of
-        ``Options``.
+        are (momentum, 0.999). Adam adds its weight decay to the gradient, AdamW to the step. ``l2``: weight decay in
+        the base step, or as L2 in the loss of every evaluation (google-research/sam). ``clip``: largest global norm of
+        the step's gradient. ``options``: fields of ``Options``.
         """
         self.given = frozenset(options)
         chosen = checked(type(self), options)

@@ -34,6 +34,7 @@ def _listed(value: Any) -> Any:
 
 Points = Annotated[list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed)]
 
+
 class RunConfig(BaseModel):
     """One run. Every field has a default; ``noisysam run --help`` prints this class."""
 

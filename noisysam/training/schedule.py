@@ -28,9 +28,9 @@ def learning_rate(config: RunConfig, progress: float, step: float, run_epochs: i
         return config.lr * config.lr_factor ** sum(reached(done, share(m, of)) for m in config.milestones)
     if config.schedule == "linear":
         begin = share(config.decay_from, of)
-        return config.lr * min(1.0, (1 - done) / (1 - begin)) if begin < 1 else config.lr
+        return config.lr * min(1.0, max(0.0, 1 - done) / (1 - begin)) if begin < 1 else config.lr
     if config.schedule == "restarts":
-        return cosine(config, done / share(config.period, of) % 1)
+        return cosine(config, round(done / share(config.period, of), 9) % 1)
     return config.lr
 
 
