@@ -21,7 +21,7 @@ from noisysam.cli.options import ConfigCommand, ProbeCommand, configured, pairs
 def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, as_json: bool, **given: Any) -> None:
     """Train one run. If it has finished before, its stored result is shown; if it was interrupted, it resumes."""
     from noisysam.runs.config import validate
-    from noisysam.runs.presets import PRESETS
+    from noisysam.runs.presets import preset
     from noisysam.runs.record import RunFolder
     from noisysam.runs.summary import run_name
     from noisysam.studies.sweep import tracker_for
@@ -38,10 +38,10 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
         device = resolve_device(config.device)
         note(f"{run_name(config)}: an estimate of the duration follows after the first steps")
         if config.preset is not None:
-            preset = PRESETS[config.preset]
-            unpublished = "; not published, chosen here:" * bool(preset.unpublished)
-            note(f"preset {config.preset}: {preset.source}{unpublished}")
-            for name, value in preset.unpublished.items():
+            recipe = preset(config.preset, config.model_dump())
+            differs = "; not published, or not as published:" * bool(recipe.differs)
+            note(f"preset {config.preset}: {recipe.source}{differs}")
+            for name, value in recipe.differs.items():
                 note(f"  {name}: {value}")
         display = Display(config, device.type == "cpu", " ".join(["noisysam", *map(shlex.quote, sys.argv[1:])]))
         uri = store_uri(tracking_uri, no_track)
