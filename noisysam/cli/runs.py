@@ -67,6 +67,8 @@ def show_result(record: Mapping[str, Any], collapsed: bool | None = None) -> Non
 
     figures, spent, noise = record["results"], record["cost"], record["noise"]
     flips = f"{percent(noise['flip_rate'])} % of the labels are wrong"
+    if noise["flip_rate"] is None:
+        flips = "how many labels are wrong is not known"
     click.echo(f"run {record['key']}: {record['name']}")
     click.echo(f"  {flips}; {'oracle: ' + '; '.join(record['oracle']) if record['oracle'] else 'blind'}")
     click.echo(f"  clean test accuracy, last epoch      {percent(figures['last'])} %")

@@ -16,7 +16,7 @@ from noisysam.runs.summary import COLLAPSED
 ReportCell = dict[str, Any]  # one run of a study, flat: where it stands in the table, how it was made, every figure
 Summary = dict[str, Any]  # one field of a table: row, column, mean and standard deviation over seeds
 
-OWN_RATE = ("human", "file")  # noise types that bring their own rate
+OWN_RATE = ("human", "file", "given")  # noise types that bring their own rate
 COVERAGE = 0.95  # of intervals
 OFTEN = 10  # evaluations in a run from which on one of its epochs may be picked
 PICKED = ("selected", "best")  # results at an epoch that was picked
@@ -231,7 +231,7 @@ def summary_table(cells: Sequence[ReportCell], measure: str = "last") -> list[Su
         group = groups[row, noise_type, noise]
         done, failed = finished(group), sum(cell["status"] == "failed" for cell in group)
         values = [cell[measure] for cell in done if cell.get(measure) is not None]
-        flips = [cell["flip_rate"] for cell in done]
+        flips = [cell["flip_rate"] for cell in done if cell["flip_rate"] is not None]
         mean = math.fsum(values) / len(values) if values else None
         n, spread = len(values), math.fsum((v - mean) ** 2 for v in values) if mean is not None else 0.0
         sd = math.sqrt(spread / (n - 1)) if n > 1 else None
@@ -360,8 +360,9 @@ def noise_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
     lines = []
     for noise_type, noise in sorted({(cell["noise_type"], cell["noise"]) for cell in cells}):
         here = [c for c in finished(cells) if (c["noise_type"], c["noise"]) == (noise_type, noise)]
-        flips = [cell["flip_rate"] for cell in here]
+        flips = [cell["flip_rate"] for cell in here if cell["flip_rate"] is not None]
         measured = dict.fromkeys(f"{100 * flip:.2f}" for flip in (min(flips), max(flips))) if flips else {}
+        measured = measured or dict.fromkeys(["not known"] if here else [])
         lines.append(
             {
                 "noise": column_name({"noise_type": noise_type, "noise": noise}),

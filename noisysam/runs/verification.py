@@ -210,7 +210,8 @@ def _check_confusion(archive: Archive, name: str, record: RunRecord) -> None:
         counts = [[int(n) for n in line.split(",")] for line in archive.files[name]().decode().splitlines()]
     except ValueError as error:
         raise archive.fault(name, f"no counts ({error})") from None
-    square = counts and all(len(row) == len(counts) == len(record["noise"]["matrix"]) for row in counts)
+    classes = record["noise"].get("classes") or len(record["noise"]["matrix"] or ())
+    square = counts and all(len(row) == len(counts) == classes for row in counts)
     if not square or min(map(min, counts)) < 0 or sum(map(sum, counts)) != record["data"]["test"]:
         raise archive.fault(name, "not the counts of this run's test images by class and predicted class")
     if "collapsed" in record and record["collapsed"] != collapsed(np.array(counts)):

@@ -17,7 +17,7 @@ from noisysam.core import files
 from noisysam.core.errors import FieldError, UserError
 from noisysam.runs import record as record_files
 from noisysam.runs.config import RunConfig, validate
-from noisysam.runs.problem import load_dataset, noise_labels
+from noisysam.runs.problem import load_dataset, noise_labels, weights_digest
 from noisysam.runs.schema import RECORD_SCHEMA
 from noisysam.studies.study_file import Lines, Place, StudyFile, Values, _read, read
 
@@ -189,7 +189,7 @@ class Digests:
     """Digests of data and labels, which are part of the keys. Labels are drawn once for all cells that use them."""
 
     LABELS = ("noise_type", "noise", "noise_seed", "noise_draw")
-    DATA = ("dataset", "data_dir", "train_subset", "subset_seed")
+    DATA = ("dataset", "data_dir", "image_size", "train_subset", "subset_seed")
 
     def __init__(self) -> None:
         self.known: dict[Any, dict[str, str]] = {}
@@ -201,7 +201,7 @@ class Digests:
         problem = (*of_data, *(getattr(config, name) for name in self.LABELS))
         split = (*of_data, config.val_fraction)
         if problem not in self.known or split not in self.splits:
-            dataset = load_dataset(config.dataset, config.data_dir)
+            dataset = load_dataset(config.dataset, config.data_dir, config.image_size)
             clean, size = dataset.train_labels.numpy(), config.train_subset
             chosen = np.arange(len(clean))
             if size is not None:
@@ -212,7 +212,7 @@ class Digests:
             if problem not in self.known:
                 labels = noise_labels(config, dataset, chosen).digest
                 self.known[problem] = {"data": dataset.digest, "labels": labels}
-        return self.known[problem]
+        return {**self.known[problem], **weights_digest(config)}
 
 
 def _unequal(first: Cell, cell: Cell) -> str:
