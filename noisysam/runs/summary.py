@@ -4,10 +4,17 @@ from typing import Any
 
 import numpy as np
 
+from noisysam.noise.base import NOISE
 from noisysam.runs.config import RunConfig
 from noisysam.runs.measures import MEASURES
 
 EVALUATED_AT_THE_END = 10  # epochs that are evaluated whatever --eval-every says
+
+
+def noise_name(noise_type: str, rate: float) -> str:
+    """'symmetric 0.4', or 'file:own.csv' of labels that bring their own rate."""
+    brought = noise_type.partition(":")[0]
+    return noise_type if brought in NOISE and NOISE[brought].brings_labels else f"{noise_type} {rate:g}"
 
 
 def run_name(config: RunConfig) -> str:
