@@ -57,7 +57,8 @@ def _earlier(record: Mapping[str, Any]) -> bool:
 def _record(store: Path, key: str) -> Mapping[str, Any]:
     folder = RunFolder(store, key)
     try:
-        return {**(folder.record or {}), "collapsed": folder.collapsed}
+        record: Mapping[str, Any] = folder.record or {}
+        return {**record, "collapsed": folder.collapsed}
     except DamagedFile as error:
         return {"status": "damaged", "error": str(error)}
 

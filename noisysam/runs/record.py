@@ -209,6 +209,9 @@ def confusion_text(counts: npt.NDArray[np.int64]) -> str:
     return "".join(",".join(map(str, row)) + "\n" for row in counts.tolist())
 
 
+STUDY = r"\w[\w +.-]{0,99}"  # the name of a study
+
+
 def study_path(store: Path, name: str) -> Path:
     """The file of a study's plan."""
     return store / "studies" / f"{name}.json"

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from noisysam.noise.base import NOISE
 from noisysam.runs.config import RunConfig
 from noisysam.runs.measures import MEASURES
 
@@ -13,6 +14,12 @@ EVALUATED_AT_THE_END = 10  # epochs that are evaluated whatever --eval-every say
 
 COLLAPSED = 0.9  # share of predictions in one class: on balanced classes at most 10 points above chance
 COMMON = 0.5  # share of a class in the test set up to which predicting little else is a fault
+
+
+def noise_name(noise_type: str, rate: float) -> str:
+    """'symmetric 0.4', or 'file:own.csv' of labels that bring their own rate."""
+    brought = noise_type.partition(":")[0]
+    return noise_type if brought in NOISE and NOISE[brought].brings_labels else f"{noise_type} {rate:g}"
 
 
 def run_name(config: RunConfig) -> str:

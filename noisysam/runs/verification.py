@@ -20,12 +20,11 @@ from noisysam.noise import labels as label_files
 from noisysam.runs.config import RunConfig, key_of, validate
 from noisysam.runs.measures import MEASURES
 from noisysam.runs.predictions import PREDICTIONS, read_predictions
-from noisysam.runs.record import read_epochs
+from noisysam.runs.record import STUDY, read_epochs
 from noisysam.runs.schema import PROBE_SCHEMA, ProbeResult, RunRecord, StudyPlan, parse, read
 from noisysam.runs.summary import collapsed, cost, results
 
 RUN = r"[0-9a-f]{16}"
-STUDY = r"\w[\w +.-]{0,99}"
 NAMES = re.compile(  # of the files that a store takes
     rf"{RUN}/(record\.json|epochs\.csv|confusion\.csv|predictions\.npz|weights\.safetensors|probes/[a-z][a-z0-9-]*\.json)"
     rf"|labels/{RUN}\.npz|studies/{STUDY}\.json"
