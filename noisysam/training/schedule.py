@@ -5,6 +5,8 @@ import math
 from noisysam.core.settings import share
 from noisysam.runs.config import RunConfig
 
+ROUNDING = 1e-9  # of epochs that are divided and multiplied again
+
 
 def learning_rate(config: RunConfig, progress: float, step: float, run_epochs: int | None = None) -> float:
     """The rate at ``progress`` epochs; ``step`` is the length of a step in epochs.
@@ -30,7 +32,8 @@ def learning_rate(config: RunConfig, progress: float, step: float, run_epochs: i
         begin = share(config.decay_from, of)
         return config.lr * min(1.0, max(0.0, 1 - done) / (1 - begin)) if begin < 1 else config.lr
     if config.schedule == "restarts":
-        return cosine(config, round(done / share(config.period, of), 9) % 1)
+        cycles = done / share(config.period, of)
+        return cosine(config, cycles - math.floor(cycles + ROUNDING))
     return config.lr
 
 
@@ -47,5 +50,5 @@ def momentum(config: RunConfig, progress: float, run_epochs: int | None = None) 
 
 
 def reached(done: float, point: float) -> bool:
-    """Whether a share of the training is over; epochs that are divided and multiplied again may be off by rounding."""
-    return done >= point - 1e-9
+    """Whether a share of the training is over."""
+    return done >= point - ROUNDING
