@@ -250,15 +250,19 @@ def test_measures_and_direction() -> None:
         ([[5, 5.1]], [0, 1], "n = 2: descriptive"),
         ([[5, 5.1, 5.2]], [0, 1], "n = 2: descriptive"),
         ([[5, 5.1, 5.2]], [], "no seed was planned"),
-        ([[5, 5.1, None], [5, None, None]], SEEDS, "planned figures missing: symmetric 20 %, seed 2, and 1 more"),
-        ([[5, 5.1, 5.2, None]], range(4), "planned figures missing: symmetric 20 %, seed 3"),
-        ([[None, None, 5]], SEEDS, "planned figures missing: symmetric 20 %, seed 0, 1"),
+        (
+            [[5, 5.1, None], [5, None, None]],
+            SEEDS,
+            "9 of 12 cells have results; {}: symmetric 20 %, seed 2, and at 1 more",
+        ),
+        ([[5, 5.1, 5.2, None]], range(4), "7 of 8 cells have results; {}: symmetric 20 %, seed 3"),
+        ([[None, None, 5]], SEEDS, "4 of 6 cells have results; {}: symmetric 20 %, seed 0, 1"),
         ([WIDE], SEEDS, "neither is shown (opposite: p = 0.62): symmetric 20 %"),
     ],
 )
 def test_why_it_is_undecided(rates: list[list[float | None]], planned: Sequence[int], reason: str) -> None:
     found = judge(claim("greater"), gains(*rates), planned)
-    assert (found.verdict, found.reason) == ("undecided", reason)
+    assert (found.verdict, found.reason) == ("undecided", reason.format("planned figures missing"))
 
 
 def test_effects_of_few_seeds_are_told() -> None:
@@ -405,7 +409,8 @@ def test_committed_studies_of_one_seed_decide_nothing(tmp_path: Path) -> None:
         pytest.skip("the study has several seeds now")
     verdicts = [judge(c, cells, seeds) for c in applicable(OURS, cells)]
     assert {v.verdict for v in verdicts} == {"undecided"}
-    early = "planned figures missing: symmetric 40 %, seed 0, and 1 more"  # evaluated in the last ten epochs alone
+    # evaluated in the last ten epochs alone
+    early = "4 of 4 cells have results; planned figures missing: symmetric 40 %, seed 0, and at 1 more"
     assert [v.reason for v in verdicts] == [
         early if "selected" in v.claim.measure else "n = 1: no interval" for v in verdicts
     ]

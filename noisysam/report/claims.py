@@ -160,7 +160,7 @@ def _verdict(
         name, deciding, adjusted = "contradicted", test.against, opposite
         reason = f"the opposite is shown: {deciding.what}"
     else:
-        name, reason = "undecided", _undecided(test)
+        name, reason = "undecided", _undecided(test, scope, planned)
     if depends:
         after = "" if name == "contradicted" else "; not after Holm's correction"
         reason = f"depends on the rate: {', '.join(map(_at, test.effects))}{after}"
@@ -189,12 +189,16 @@ def _said(claim: Claim, scope: "Scope") -> str:
     return claim.text.replace("every noise rate", _name(scope.places[0])) if len(scope.places) == 1 else claim.text
 
 
-def _undecided(outcome: TestResult) -> str:
+def _undecided(outcome: TestResult, scope: "Scope", planned: Sequence[int]) -> str:
     """Why neither the claim nor its opposite is shown."""
     waiting = [effect for effect in outcome.effects if effect.missing]
     if waiting:
-        more = f", and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-        return f"planned figures missing: {waiting[0].what}, seed {joined(waiting[0].missing)}{more}"
+        there = [cell for cell in scope.cells if (cell["noise_type"], cell["noise"]) in scope.places]
+        done = [cell for cell in there if cell["status"] == "finished" and cell["seed"] in planned]
+        of = len(scope.rows) * len(scope.places) * len(planned)
+        more = f", and at {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        first = f"{waiting[0].what}, seed {joined(waiting[0].missing)}{more}"
+        return f"{len(done)} of {of} cells have results; planned figures missing: {first}"
     n = outcome.weakest.planned.n if outcome.weakest.planned else 0
     if n < FEWEST:
         return ("no seed was planned", "n = 1: no interval", "n = 2: descriptive")[n]

@@ -68,12 +68,13 @@ class Machine(TypedDict):
 
 @with_config(EXTENSIBLE)
 class DataFacts(TypedDict):
-    """Images in each part of the data set."""
+    """Images in each part of the data set, and the names of its classes."""
 
     name: str
     train: Count
     val: Count
     test: Count
+    classes: NotRequired[list[str]]
 
 
 @with_config(EXTENSIBLE)

@@ -241,6 +241,7 @@ class Run:
                 "train": len(problem.train),
                 "val": len(problem.val),
                 "test": len(problem.dataset.test_labels),
+                "classes": list(problem.dataset.class_names),
             },
             "model": {"name": c.model, "parameters": sum(p.numel() for p in trainer.network(0).parameters())},
             "environment": environment(),
