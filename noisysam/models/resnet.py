@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,18 @@ class Architecture:
         return ResNet(blocks, inputs, classes)
 
 
-MODELS: Registry[Architecture] = Registry("model")
+class NetworkArchitecture(Protocol):
+    """What a registered model is."""
+
+    summary: str
+    widths: tuple[int, ...]
+
+    def __call__(self, classes: int, channels: int, scale: Callable[[int], int], norm: str) -> ResNet:
+        """The network, its channel counts mapped by ``scale``, with torch's default weights."""
+        ...
+
+
+MODELS: Registry[NetworkArchitecture] = Registry("model")
 
 
 WIDTH, PARAMETERS = 1000, 10**9  # limits; 10^9 parameters take 4 GB in float32

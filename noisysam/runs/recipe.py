@@ -6,7 +6,7 @@ from typing import Any
 
 from noisysam import methods, models, optim
 from noisysam.methods import Method
-from noisysam.models import Architecture
+from noisysam.models import NetworkArchitecture
 from noisysam.noise.base import NOISE, Noise
 from noisysam.optim import SharpnessAware
 
@@ -24,7 +24,7 @@ class Recipe:
     noise_facts: tuple[str, ...]
     optimizer: type[SharpnessAware]
     optimizer_options: Any
-    model: Architecture
+    model: NetworkArchitecture
     noise: type[Noise]
 
     @classmethod
