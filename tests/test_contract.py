@@ -42,9 +42,13 @@ OWN_OPTIONS: dict[str, dict[str, Any]] = {
     "incv": {"iterations": 1, "length": 1.0},
     "pes": {"first": 0.5, "second": 1, "third": 1},
     "ssr": {"k": 5},
+    "joint-optimization": {"begin": 0.5, "retrain": 1.0},
+    "pencil": {"begin": 0.0},
+    "nlnl": {"all": 0.0, "selective": 0.5, "pseudo": 1.0},
+    "adacorr": {"retro": 0.5, "correct": 0.0},
 }
 OF_TRAINING = ("o2u", "incv", "forward", "backward", "pes")  # what they decide depends on the steps taken before
-EPOCHS = {"pes": 4, "o2u": 6}  # over stages of several lengths
+EPOCHS = {"pes": 4, "o2u": 6, "pencil": 2}  # over stages of several lengths
 RECIPES = [*METHODS, "bootstrap,mixup", "co-teaching,mixup"]
 AT_ONCE: dict[str, dict[str, Any]] = {  # so that two epochs of three steps show what a member does
     "looksam": {"interval": 3},

@@ -9,6 +9,7 @@ from pydantic import BaseModel, create_model
 
 from noisysam.core.errors import UserError
 from noisysam.methods import (  # noqa: F401  (they register)
+    adacorr,
     backward,
     bootstrap,
     cdr,
@@ -25,6 +26,7 @@ from noisysam.methods import (  # noqa: F401  (they register)
     gjs,
     incv,
     jocor,
+    joint_optimization,
     label_smoothing,
     m_dyr_h,
     mae,
@@ -32,9 +34,12 @@ from noisysam.methods import (  # noqa: F401  (they register)
     mentornet,
     mixup,
     nce_rce,
+    nlnl,
     nts,
     o2u,
+    pencil,
     pes,
+    plc,
     reed,
     rog,
     sce,

@@ -39,6 +39,15 @@ AUTHORS: dict[str, tuple[str, float]] = {
     "selc": ("MacLLL/SELC@69bcf1e class-conditional_noise/train_cifar_with_SELC.py", 1e-6),
     "sop": ("shengliu66/SOP@4d991ce model/loss.py, train.py", 1e-6),
     "pes": ("tmllab/2021_NeurIPS_PES@ec5290d PES_cs.py, common/tools.py", 1e-6),
+    "joint-optimization": ("DaikiTanaka-UT/JointOptimization@7e7a30d first_step_train.py, second_step_train.py", 1e-6),
+    "pencil": ("yikun2019/PENCIL@8a89ed5 PENCIL.py", 1e-6),
+    "nlnl": (
+        "ydkim1293/NLNL-Negative-Learning-for-Noisy-Labels@921dec4 main_NL.py, main_PL.py, main_pseudo1.py,"
+        " main_pseudo2.py",
+        1e-6,
+    ),
+    "adacorr": ("pingqingsheng/LRT@ba1ede6 LRTcorrect.py", 1e-6),
+    "plc": ("pxiangwu/PLC@8c2bcfd cifar/train.py, utils.py", 1e-6),
     "co-teaching": ("bhanML/Co-teaching@7c7fbe2 loss.py, main.py", 1e-6),
     "co-teaching+": ("arXiv 1901.04215 Algorithm 1; xingruiyu/coteaching_plus@a68ed61 loss.py, main.py", 1e-6),
     "jocor": ("hongxin001/JoCoR@86db359 algorithm/loss.py, algorithm/jocor.py", 1e-6),
@@ -115,9 +124,9 @@ def step(
         (gradient,) = torch.autograd.grad(objective, z, retain_graph=True)
         own = method.auxiliary_optimizer()
         if own is not None:
-            for p, g in zip(
-                method.parameters(), torch.autograd.grad(objective, list(method.parameters())), strict=True
-            ):
+            parameters = list(method.parameters())
+            grads = torch.autograd.grad(objective, parameters, materialize_grads=True)
+            for p, g in zip(parameters, grads, strict=True):
                 p.grad = g
             own.step()
         found.append((float(objective.detach()), gradient, task))
