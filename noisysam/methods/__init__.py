@@ -10,11 +10,13 @@ from pydantic import BaseModel, create_model
 from noisysam.core.errors import UserError
 from noisysam.methods import (  # noqa: F401  (they register)
     adacorr,
+    augdesc,
     backward,
     bootstrap,
     cal,
     cdr,
     ce,
+    co_learning,
     co_teaching,
     co_teaching_plus,
     cores2,
@@ -30,9 +32,11 @@ from noisysam.methods import (  # noqa: F401  (they register)
     gce_truncated,
     gjs,
     incv,
+    jo_src,
     jocor,
     joint_optimization,
     label_smoothing,
+    longremix,
     m_dyr_h,
     mae,
     mentormix,
@@ -55,6 +59,7 @@ from noisysam.methods import (  # noqa: F401  (they register)
     sop_plus,
     ssr,
     t_revision,
+    unicon,
     volminnet,
 )
 from noisysam.methods.base import METHODS, Method, Options, RunInfo, Stage, StageContext, parse, validated

@@ -61,6 +61,20 @@ AUTHORS: dict[str, tuple[str, float]] = {
     ),
     "adacorr": ("pingqingsheng/LRT@ba1ede6 LRTcorrect.py", 1e-6),
     "plc": ("pxiangwu/PLC@8c2bcfd cifar/train.py, utils.py", 1e-6),
+    "co-learning": (
+        "chengtan9907/Co-learning@9d709ed algorithms/Colearning.py, losses/loss_ntxent.py, losses/loss_structrue.py",
+        1e-5,
+    ),
+    "jo-src": ("NUST-Machine-Intelligence-Laboratory/Jo-SRC@e5c8bd9 cifar100.py", 1e-6),
+    "augdesc": ("KentoNishi/Augmentation-for-LNL@908a22b train_cifar.py, dataloader_cifar.py", 1e-5),
+    "longremix": (
+        "filipe-research/LongReMix@567c89b Train_cifar_longremix_stage1.py, Train_cifar_longremix_stage2.py",
+        0.0,
+    ),
+    "unicon": (
+        "nazmul-karim170/UNICON-Noisy-Label@616dc49 Train_cifar.py, dataloader_cifar.py, Contrastive_loss.py",
+        1e-5,
+    ),
     "co-teaching": ("bhanML/Co-teaching@7c7fbe2 loss.py, main.py", 1e-6),
     "co-teaching+": ("arXiv 1901.04215 Algorithm 1; xingruiyu/coteaching_plus@a68ed61 loss.py, main.py", 1e-6),
     "jocor": ("hongxin001/JoCoR@86db359 algorithm/loss.py, algorithm/jocor.py", 1e-6),
