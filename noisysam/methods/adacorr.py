@@ -11,6 +11,7 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet
 from noisysam.methods.history import History
+from noisysam.methods.recipe import PublishedRecipe
 
 RETRO, REST = 0.9, 1e-4  # weight of the class that a sample had, and of every other, in the retroactive loss
 
@@ -53,6 +54,25 @@ class AdaCorr(Method):
         if noise < 0.8:
             return {}
         return {"retro": 30 / 180, "correct": 35 / 180} if dataset == "cifar100" else early
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="pingqingsheng/LRT@ba1ede6 README.md, LRTcorrect.py",
+            augment="standard",
+            batch=128,
+            epochs=180,
+            base_opt="adamw",
+            lr=1e-3,
+            weight_decay=5e-4,
+            schedule="milestones",
+            milestones=[61, 121, 161],
+            lr_factor=0.5,
+            differs={
+                "model": "a pre-activation ResNet-34, not in this package",
+                "base_opt": "rectified Adam, begun anew in each epoch",
+            },
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.history = History(self.info, self.options.window)

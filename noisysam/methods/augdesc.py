@@ -1,11 +1,14 @@
 """AugDesc: augmented descent."""
 
+from typing import Any
+
 from pydantic import Field
 from torch import Tensor
 
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS
 from noisysam.methods.dividemix import DivideMix, DivideMixOptions
+from noisysam.methods.recipe import PublishedRecipe
 from noisysam.methods.semi import Policy
 
 
@@ -26,6 +29,30 @@ class AugDesc(DivideMix):
     """
 
     Options = AugDescOptions
+
+    @classmethod
+    def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
+        chosen = super().published(dataset, noise_type, noise)
+        return {**chosen, "threshold": 0.6} if noise >= 0.9 else chosen
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        asymmetric = noise_type.startswith(("asymmetric", "pair"))
+        late = asymmetric or noise >= 0.9
+        epochs, milestone = (350, 250) if late else (350, 200) if noise >= 0.8 else (300, 150)
+        if dataset == "cifar100":
+            epochs, milestone = 400, 300
+        return PublishedRecipe(
+            source="KentoNishi/Augmentation-for-LNL@908a22b presets.json (AugDesc-WS), train_cifar.py",
+            model="preact-resnet18",
+            augment="standard",
+            batch=128,
+            epochs=epochs,
+            lr=0.02,
+            weight_decay=5e-4,
+            schedule="milestones",
+            milestones=[milestone],
+        )
 
     def drawn(self, epoch: Epoch, index: Tensor, network: int) -> Batch:
         batch = super().drawn(epoch, index, network)

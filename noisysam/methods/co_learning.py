@@ -11,6 +11,7 @@ from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, Options, one_hot
 from noisysam.methods.contrastive import contrastive, drawn
 from noisysam.methods.mixup import draw, mix
+from noisysam.methods.recipe import PublishedRecipe
 from noisysam.methods.semi import Policy
 
 TINY = 1e-12  # the authors' least squared distance, and what they add within the logarithm
@@ -47,6 +48,23 @@ class CoLearning(Method):
     provides = ()
     views = 4
     smooths = False
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="chengtan9907/Co-learning@9d709ed configs/colearning.py, algorithms/Colearning.py",
+            model="resnet18",
+            augment="standard",
+            batch=128,
+            epochs=200,
+            base_opt="adam",
+            lr=1e-3,
+            weight_decay=0.0,
+            schedule="linear",
+            decay_from=80,
+            final_momentum=0.1,
+            differs={"augment": "crops of any size, brought to 32 pixels, and flips"},
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.project = drawn(lambda: projection(self.info.features), self.rng, labels.device)

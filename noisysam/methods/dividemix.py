@@ -15,14 +15,15 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, one_hot
 from noisysam.methods.mixup import draw, mix
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 
 class MixMatchOptions(Options):
-    warmup: int = Field(10, ge=1, description="epochs of cross-entropy first (CIFAR-10: 10; CIFAR-100: 30)")
+    warmup: Epochs = Field(10, ge=1, description="epochs of cross-entropy first (CIFAR-10: 10; CIFAR-100: 30)")
     temperature: float = Field(0.5, gt=0, description="sharpening of the targets (0.5)")
     alpha: float = Field(4.0, gt=0, description="of the mixup's Beta(alpha, alpha) (4)")
     lambda_u: float = Field(25.0, ge=0, description="weight of the unlabelled loss (CIFAR-10: 0, 25 or 50, by noise)")
-    ramp: int = Field(16, ge=1, description="epochs until lambda_u is reached, step by step (16)")
+    ramp: Epochs = Field(16, ge=1, description="epochs until lambda_u is reached, step by step (16)")
     confidence_penalty: bool = Field(
         False, description="add the predictions' negative entropy to the loss of the warm-up (asymmetric noise: True)"
     )
@@ -71,6 +72,20 @@ class DivideMix(Method):
         if noise >= 0.9:
             chosen["threshold"] = 0.6
         return {**chosen, "lambda_u": 0.0 if asymmetric or noise < 0.5 else 50.0 if noise >= 0.9 else 25.0}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="LiJunnan1992/DivideMix@d9d3058 Train_cifar.py; lambda_u and threshold by noise: arXiv 2002.07394",
+            model="preact-resnet18",
+            augment="standard",
+            batch=64,
+            epochs=300,
+            lr=0.02,
+            weight_decay=5e-4,
+            schedule="milestones",
+            milestones=[150],
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.labels = labels

@@ -11,12 +11,13 @@ from torch import Tensor
 from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, Options, RunInfo, one_hot
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 FLAT = 10.0  # by which the logits of a target for a sample of no class are divided
 
 
 class JoSRCOptions(Options):
-    warmup: int = Field(10, ge=1, description="epochs of the selected samples alone (10 of 200)")
+    warmup: Epochs = Field(10, ge=1, description="epochs of the selected samples alone (10 of 200)")
     eps: float = Field(0.6, ge=0, lt=1, description="mass of the label that is spread over the other classes (0.6)")
     tau: float = Field(0.75, ge=0, le=1, description="threshold of clean samples at the end of the warm-up (0.75)")
     tau_last: float = Field(0.95, ge=0, le=1, description="the same at the end of the training (0.95)")
@@ -43,6 +44,22 @@ class JoSRC(Method):
     provides = ("index",)
     views = 2
     smooths = False
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="NUST-Machine-Intelligence-Laboratory/Jo-SRC@e5c8bd9 config/cifar100.cfg, cifar100.py",
+            augment="standard",
+            batch=128,
+            epochs=200,
+            base_opt="adam",
+            lr=1e-3,
+            weight_decay=0.0,
+            schedule="linear",
+            decay_from=80,
+            final_momentum=0.1,
+            differs={"model": "a CNN of seven layers, not in this package"},
+        )
 
     def __init__(self, options: Any, info: RunInfo) -> None:
         super().__init__(options, info)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from noisysam.methods.base import METHODS, PredictTrainingSet, Stage, StageContext
 from noisysam.methods.dividemix import DivideMix, DivideMixOptions
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class LongReMixOptions(DivideMixOptions):
@@ -33,6 +34,12 @@ class LongReMix(DivideMix):
     Options = LongReMixOptions
     streak: Tensor
     trusted: Tensor
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        theirs = super().published_recipe(dataset, noise_type, noise)
+        source = "filipe-research/LongReMix@567c89b Train_cifar_longremix_stage1.py, Train_cifar_longremix_stage2.py"
+        return theirs.model_copy(update={"source": f"{source}; lambda_u and threshold by noise: DivideMix's"})
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
         self.final = False

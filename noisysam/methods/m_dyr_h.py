@@ -12,6 +12,7 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, one_hot
 from noisysam.methods.mixup import draw, mix
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class DynamicOptions(Options):
@@ -44,6 +45,20 @@ class DynamicBootstrap(Method):
     provides = ("one view",)
     smooths = False
     noisy: Tensor
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="PaulAlbert31/LabelNoiseCorrection@5e9a73e train.py, RunScripts.sh",
+            model="preact-resnet18",
+            augment="standard",
+            batch=128,
+            epochs=300,
+            lr=0.1,
+            weight_decay=1e-4,
+            schedule="milestones",
+            milestones=[100, 250],
+        )
 
     @property
     def begun(self) -> bool:

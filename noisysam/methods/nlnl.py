@@ -11,6 +11,7 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, Stage, StageContext, one_hot
 from noisysam.methods.history import History
+from noisysam.methods.recipe import PublishedRecipe
 
 TINY = 1e-5  # the authors' least value of 1 - p
 THIRD = 0.3333
@@ -57,7 +58,21 @@ class NLNL(Method):
 
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
-        return {"negatives": 110} if dataset == "cifar100" else {}
+        return {"pseudo_lr": 0.1, **({"negatives": 110} if dataset == "cifar100" else {})}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="ydkim1293/NLNL-Negative-Learning-for-Noisy-Labels@921dec4 run.sh, args.py",
+            model="resnet34",
+            augment="standard",
+            batch=128,
+            epochs=2160,
+            lr=0.02,
+            weight_decay=1e-4,
+            schedule="milestones",
+            milestones=[0.4 * 2160, 0.6 * 2160],
+        )
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
         o, self.part = self.options, "nlnl"

@@ -1,7 +1,7 @@
 """PENCIL."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, Stage, StageContext, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 
 SCALE = 10.0  # of the labels' logits at first
 
@@ -51,6 +52,24 @@ class PENCIL(Method):
     Options = PENCILOptions
     requires = ("index", "one process")
     provides = ("index", "one view")
+
+    @classmethod
+    def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
+        return {"last_lr": 0.2}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="yikun2019/PENCIL@8a89ed5 PENCIL.py (its defaults)",
+            augment="standard",
+            batch=128,
+            epochs=320,
+            lr=0.06,
+            weight_decay=1e-4,
+            schedule="milestones",
+            milestones=[320 / 3, 640 / 3],
+            differs={"model": "a pre-activation ResNet-32, not in this package"},
+        )
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
         o, epochs = self.options, self.info.epochs

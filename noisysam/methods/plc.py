@@ -10,6 +10,7 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet
 from noisysam.methods.history import History
+from noisysam.methods.recipe import PublishedRecipe
 
 FEW = 0.001  # share of the samples below which a correction counts as none
 MOST = 0.9  # of the threshold
@@ -38,6 +39,22 @@ class PLC(Method):
     requires = ("index", "one process")
     current: Tensor
     delta: Tensor
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="pxiangwu/PLC@8c2bcfd cifar/train.py, cifar/readme.md",
+            augment="standard",
+            batch=128,
+            epochs=180,
+            lr=0.01,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="milestones",
+            milestones=[40, 80],
+            lr_factor=0.5,
+            differs={"model": "a pre-activation ResNet-34, not in this package"},
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.history = History(self.info, self.options.window)

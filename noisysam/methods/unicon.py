@@ -15,6 +15,7 @@ from noisysam.methods.base import METHODS, Forward, PredictTrainingSet, one_hot
 from noisysam.methods.contrastive import contrastive, drawn
 from noisysam.methods.dividemix import MixMatchOptions
 from noisysam.methods.jo_src import divergence
+from noisysam.methods.recipe import PublishedRecipe
 from noisysam.methods.semi import Policy
 
 WIDTH = 128  # of the projection
@@ -56,6 +57,21 @@ class UNICON(AugDesc):
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         chosen: dict[str, Any] = {"warmup": 30} if dataset == "cifar100" else {}
         return {**chosen, "confidence_penalty": True} if noise_type.startswith(("asymmetric", "pair")) else chosen
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="nazmul-karim170/UNICON-Noisy-Label@616dc49 Train_cifar.py",
+            model="preact-resnet18",
+            augment="standard",
+            batch=64,
+            epochs=350,
+            lr=0.02,
+            weight_decay=5e-4,
+            schedule="cosine",
+            lr_min=2e-4,
+            differs={"schedule": "the cosine ends after 280 epochs, and the rate rises again", "batch": "128 at first"},
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.labels, samples, device = labels, len(labels), labels.device

@@ -1,8 +1,6 @@
 """Finished runs as a table for analysis in Python."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import pandas as pd
 
@@ -27,7 +25,8 @@ def results(study: str | None = None, store: Path | str = "runs") -> pd.DataFram
             {"row": r["name"], "key": r["key"], "config": r["config"], **{n: r["config"][n] for n in ("noise", "seed")}}
             for r in records
         ]
-        cells = [_flat(cell, "", cast(Mapping[str, Any], record)) for cell, record in zip(plan, records, strict=True)]
+        found = [{**record, "collapsed": RunFolder(store, record["key"]).collapsed} for record in records]
+        cells = [_flat(cell, "", record) for cell, record in zip(plan, found, strict=True)]
     if not cells:
         raise UserError(f"there is no run in {store}: train one, or import records")
     return pd.DataFrame([{name: value for name, value in cell.items() if name not in WHOLE} for cell in cells])
