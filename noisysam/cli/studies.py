@@ -1,6 +1,7 @@
 """Commands for studies: demo, sweep, report, export and import."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -118,7 +119,8 @@ def sweep(
     path = Path(file) if Path(file).suffix or Path(file).exists() else bundled(file)
     store = store.absolute()
     if status:
-        _status(path.stem, selection.select(plans.load(store, path.stem), only, shard), store)
+        name = study_file.study_name(path)
+        _status(name, selection.select(plans.load(store, name), only, shard), store)
         return
     plan = plans.plan(path, data_dir)
     selection.check_precision(plan)
@@ -132,14 +134,14 @@ def sweep(
             uri = store_uri(tracking_uri, no_track)
             _search(path, cells, store, engine, uri, searched, trials, deadline)
             return
-        plans.save(path, plan, store)
+        name = plans.save(path, plan, store)
         uri = store_uri(tracking_uri, no_track)
-        done = _train(path.stem, cells, store, engine, uri, study_file.read(path).retries, retry_failed, deadline)
+        done = _train(name, cells, store, engine, uri, study_file.read(path).retries, retry_failed, deadline)
     _raise_failed(done)
     if done.left:
         _note_left(done.left, len(cells))
     else:
-        click.echo(f"noisysam report {path.stem}")
+        click.echo(f"noisysam report {shlex.quote(name)}")
 
 
 def _note_left(left: int, of: int) -> None:
@@ -205,9 +207,10 @@ def _train(
             for outcome in running.run():
                 what = outcome.error or status.SAID[outcome.state]
                 if outcome.state == "finished" and not blind:
-                    record = RunFolder(store, outcome.cell.key).sound_record
+                    folder = RunFolder(store, outcome.cell.key)
+                    record = folder.sound_record
                     last = None if record is None else record["results"]["last"]
-                    what = f"{percent(last)} % at the last epoch"
+                    what = f"{percent(last)} % at the last epoch" + ", collapsed to one class" * bool(folder.collapsed)
                 elif outcome.state == "again":
                     what += " (will be retried)"
                 note(f"[{running.finished}/{len(running.cells)}] {outcome.cell.label}: {what}")

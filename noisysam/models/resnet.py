@@ -41,8 +41,12 @@ class ResNet(nn.Module):
         yield "head", self.head
 
 
+class Scalable:
+    """An architecture of this package, whose channels are multiplied by --width: see ``networks.build``."""
+
+
 @dataclass
-class Architecture:
+class Architecture(Scalable):
     """What tells one ResNet from another; ``summary`` becomes the docstring that lists print.
 
     ``widths`` and ``depths`` are channels and blocks of each stage; the first stage keeps the resolution, each later
@@ -90,7 +94,7 @@ class Architecture:
 
 def _fault(item: object) -> str | None:
     """Why something cannot be a model."""
-    own = isinstance(item, Architecture)
+    own = isinstance(item, Scalable)
     return None if own else call_fault(item, ("classes", "channels", "size"), "the function or class")
 
 
@@ -134,20 +138,24 @@ def _scale(width: float, norm: str) -> Callable[[int], int]:
 
 @lru_cache
 def check_size(name: str, classes: int, channels: int, width: float, norm: str) -> None:
-    """``UserError`` if a ResNet would have too many parameters. Nothing is allocated."""
+    """``UserError`` if a network would have too many parameters. Nothing is allocated."""
     if width > WIDTH:
         raise UserError(f"--width {width:g}: at most {WIDTH}")
-    architecture = MODELS[name]
-    assert isinstance(architecture, Architecture)
     with torch.device("meta"):
-        network = architecture(classes, channels, _scale(width, norm), norm)
+        network = MODELS[name](classes, channels, _scale(width, norm), norm)
     count = sum(p.numel() for p in network.parameters())
     if count > PARAMETERS:
         raise UserError(f"--width {width:g}: {name} would have {count:,} parameters, more than {PARAMETERS:,}")
 
 
-def resnet(architecture: Architecture, classes: int, channels: int, width: float, norm: str) -> ResNet:
-    """A registered ResNet with initial weights from torch's default generator."""
+def scaled(
+    architecture: Callable[[int, int, Callable[[int], int], str], ResNet],
+    classes: int,
+    channels: int,
+    width: float,
+    norm: str,
+) -> ResNet:
+    """A network of this width and norm with initial weights from torch's default generator."""
     network = architecture(classes, channels, _scale(width, norm), norm)
     _initialise(network, norm)
     return network

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,9 +18,6 @@ from noisysam.runs.measures import MEASURE
 from noisysam.studies.claims import CLAIM_KINDS, LEVEL, MANY, Claim
 
 FEWEST = 3  # planned seeds that can decide; two are descriptive, one has no interval
-
-
-CORRELATION = "rank correlation"
 
 
 RATE_STEP = 0.1  # of noise, for which the growth of a gain is told
@@ -163,7 +160,7 @@ def _verdict(
         name, deciding, adjusted = "contradicted", test.against, opposite
         reason = f"the opposite is shown: {deciding.what}"
     else:
-        name, reason = "undecided", _undecided(test)
+        name, reason = "undecided", _undecided(test, scope, planned)
     if depends:
         after = "" if name == "contradicted" else "; not after Holm's correction"
         reason = f"depends on the rate: {', '.join(map(_at, test.effects))}{after}"
@@ -192,12 +189,16 @@ def _said(claim: Claim, scope: "Scope") -> str:
     return claim.text.replace("every noise rate", _name(scope.places[0])) if len(scope.places) == 1 else claim.text
 
 
-def _undecided(outcome: TestResult) -> str:
+def _undecided(outcome: TestResult, scope: "Scope", planned: Sequence[int]) -> str:
     """Why neither the claim nor its opposite is shown."""
     waiting = [effect for effect in outcome.effects if effect.missing]
     if waiting:
-        more = f", and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-        return f"planned figures missing: {waiting[0].what}, seed {joined(waiting[0].missing)}{more}"
+        there = [cell for cell in scope.cells if (cell["noise_type"], cell["noise"]) in scope.places]
+        done = [cell for cell in there if cell["status"] == "finished" and cell["seed"] in planned]
+        of = len(scope.rows) * len(scope.places) * len(planned)
+        more = f", and at {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        first = f"{waiting[0].what}, seed {joined(waiting[0].missing)}{more}"
+        return f"{len(done)} of {of} cells have results; planned figures missing: {first}"
     n = outcome.weakest.planned.n if outcome.weakest.planned else 0
     if n < FEWEST:
         return ("no seed was planned", "n = 1: no interval", "n = 2: descriptive")[n]
@@ -277,9 +278,7 @@ def _outcome(claim: Claim, scope: Scope, runs: Runs, planned: Sequence[int]) -> 
         trends = _trends(places)
         return _every([_growth(claim, runs, rows, name, trends[name], planned) for name in trends])
     if claim.kind == "correlates":
-        return over(
-            [_effect(claim, _name(place), _correlation(claim, runs, place), planned, CORRELATION) for place in places]
-        )
+        return over([_correlation(claim, runs, place, planned) for place in places])
     if claim.kind == "some_beats" and claim.against:
         return _some(
             [
@@ -351,18 +350,25 @@ def _scaled(share: float, unit: str) -> float:
     return math.log(max(share, LEAST) / max(1 - share, LEAST))
 
 
-def _correlation(claim: Claim, runs: Runs, place: Place) -> dict[int, float]:
-    """The rank correlation of the pairs' gains with the second measure of the rows compared with, for each seed that
-    all have finished; seeds in which one of the two is the same for all pairs have none."""
+def _correlation(claim: Claim, runs: Runs, place: Place, planned: Sequence[int]) -> TestResult:
+    """Over the pairs of rows, the gain against the second measure of the row compared with: its rank correlation in
+    each seed that all have finished, none where one of the two is the same for all pairs. The test is that of the
+    means over the planned seeds, over the pairs, so that it speaks of other such rows, not of other seeds."""
     gain = claim.model_copy(update={"measure": (claim.measure[0],) * 2})
     gains = [_gains(gain, runs, a, b, place) for a, b in zip(claim.rows, claim.against, strict=True)]
-    found = {}
+    found, pairs = {}, []
     for seed in sorted(set.intersection(*map(set, gains))):
-        known = [runs[b, *place][seed].get(claim.measure[1]) for b in claim.against]
+        shares = [runs[b, *place][seed].get(claim.measure[1]) for b in claim.against]
+        known = [share for share in shares if share is not None]
         ours = [each[seed] for each in gains]
-        if None not in known and min(len(set(ours)), len(set(known))) > 1:
+        if len(known) == len(ours) and min(len(set(ours)), len(set(known))) > 1:
             found[seed] = round(float(stats.spearmanr(ours, known).statistic), 9)
-    return found
+            pairs += [(ours, known)] if seed in planned else []
+    whole = _effect(claim, _name(place), found, planned, "rank correlation").weakest
+    if not whole.missing and len(planned) >= FEWEST:
+        ours, known = np.mean(pairs, axis=0)
+        whole = replace(whole, p=statistics.goes_with(ours, known), opposite=statistics.goes_with(-ours, known))
+    return TestResult(whole.p, whole.opposite, whole, whole, (whole,))
 
 
 def _growth(

@@ -34,6 +34,9 @@ def compare(folders: Sequence[RunFolder]) -> pd.DataFrame:
         values = [measure.value(record["results"]) for record in records]
         if any(value is not None for value in values):
             lines[measure.label] = [_against(value, values[0], measure.scale) for value in values]
+    fallen = [folder.collapsed for folder in folders if folder.sound_record is not None]
+    if any(fallen):
+        lines["collapsed to one class"] = ["-" if c is None else "yes" if c else "no" for c in fallen]
     for name, text, form in (
         ("gradient_evaluations", "gradient evaluations per image", ".2f"),
         ("train_seconds", "training seconds", ".0f"),

@@ -68,12 +68,13 @@ class Machine(TypedDict):
 
 @with_config(EXTENSIBLE)
 class DataFacts(TypedDict):
-    """Images in each part of the data set."""
+    """Images in each part of the data set, and the names of its classes."""
 
     name: str
     train: Count
     val: Count
     test: Count
+    classes: NotRequired[list[str]]
 
 
 @with_config(EXTENSIBLE)
@@ -149,6 +150,7 @@ class RunRecord(TypedDict):
     started: str
     ended: str | None
     results: Annotated[Results, AfterValidator(_in_range)]
+    collapsed: NotRequired[bool]
     cost: Cost
     error: str | None
 

@@ -29,9 +29,9 @@ import numpy as np
 from noisysam.core.errors import DamagedFile, RunFailed, UserError
 from noisysam.core.files import atomic, file_digest, json_text, read_json, write_json
 from noisysam.runs.predictions import PREDICTIONS
-from noisysam.runs.record import RunFolder, confusion_text, load_study, study_path, study_records
+from noisysam.runs.record import STUDY, RunFolder, confusion_text, load_study, study_path, study_records
 from noisysam.runs.schema import ProbeResult, RunRecord, StudyPlan
-from noisysam.runs.verification import STUDY, Archive, verify
+from noisysam.runs.verification import Archive, verify
 
 ARCHIVE_SCHEMA = 2
 

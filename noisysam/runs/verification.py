@@ -13,17 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from noisysam.core.errors import DamagedFile, UserError
 from noisysam.noise import labels as label_files
 from noisysam.runs.config import RunConfig, key_of, validate
 from noisysam.runs.measures import MEASURES
 from noisysam.runs.predictions import PREDICTIONS, read_predictions
-from noisysam.runs.record import read_epochs
+from noisysam.runs.record import STUDY, read_epochs
 from noisysam.runs.schema import PROBE_SCHEMA, ProbeResult, RunRecord, StudyPlan, parse, read
-from noisysam.runs.summary import cost, results
+from noisysam.runs.summary import collapsed, cost, results
 
 RUN = r"[0-9a-f]{16}"
-STUDY = r"\w[\w +.-]{0,99}"
 NAMES = re.compile(  # of the files that a store takes
     rf"{RUN}/(record\.json|epochs\.csv|confusion\.csv|predictions\.npz|weights\.safetensors|probes/[a-z][a-z0-9-]*\.json)"
     rf"|labels/{RUN}\.npz|studies/{STUDY}\.json"
@@ -127,6 +128,8 @@ def _check_run(archive: Archive, key: str, store: Path) -> None:
         read_predictions(predictions, record["data"]["train"], labels.classes)
     if f"{key}/confusion.csv" in archive.files:
         _check_confusion(archive, f"{key}/confusion.csv", record)
+    elif "collapsed" in record:
+        raise archive.fault(name, "collapsed: it cannot be verified without confusion.csv")
 
 
 def _check_unfinished(archive: Archive, key: str) -> None:
@@ -210,6 +213,8 @@ def _check_confusion(archive: Archive, name: str, record: RunRecord) -> None:
     square = counts and all(len(row) == len(counts) == classes for row in counts)
     if not square or min(map(min, counts)) < 0 or sum(map(sum, counts)) != record["data"]["test"]:
         raise archive.fault(name, "not the counts of this run's test images by class and predicted class")
+    if "collapsed" in record and record["collapsed"] != collapsed(np.array(counts)):
+        raise archive.fault(name, f"the record says collapsed: {record['collapsed']}, its predictions do not")
 
 
 def _check_study(archive: Archive, study: str) -> None:

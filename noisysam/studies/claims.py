@@ -59,9 +59,9 @@ class Claim(BaseModel):
     - grows (rows A, B): the slope of d over the noise rate is above 0. Contradicted: it is below 0.
     - some_beats (rows A1, A2, ..., B): one Ai at least has d > m at every rate. Contradicted: each has d < m at one
       rate at least. With ``against`` B1, B2, ... all rows are candidates, and one must beat every Bj.
-    - correlates (rows A1, A2, ..., ``against`` B1, B2, ...; three pairs or more): over the pairs, the gain Ai - Bi goes
-      up with Bi's second ``measure``: their rank correlation (Spearman, by seed) is above 0 at every rate.
-      Contradicted: it is below 0 at one rate at least.
+    - correlates (rows A1, A2, ..., ``against`` B1, B2, ...; four pairs or more): over the pairs, the gain Ai - Bi goes
+      up with Bi's second ``measure``: the rank correlation (Spearman) of their means over seeds is above 0 at every
+      rate, tested by permuting the pairs. Contradicted: it is below 0 at one rate at least.
     - knife_edge (rows in the order of a setting, or one as "SAM, rho": its variants "SAM, rho=0.05", ..., in order): a
       row inside the list is ahead of every other row, on both sides, by more than m, at every rate. Contradicted: at
       one rate at least, each row inside the list has another less than m behind it, or ahead.
@@ -96,8 +96,8 @@ class Claim(BaseModel):
             raise ValueError(f"against: {self.kind} has none")
         if self.kind == "some_beats" and len(self.rows) < 2 and not self.against:
             raise ValueError("rows: some_beats needs candidates and, last, the row they are compared with")
-        if self.kind == "correlates" and not 3 <= len(self.rows) == len(self.against):
-            raise ValueError("against: correlates needs three rows or more, and as many that they are compared with")
+        if self.kind == "correlates" and not 4 <= len(self.rows) == len(self.against):
+            raise ValueError("against: correlates needs four rows or more, and as many that they are compared with")
         if set(self.rows) & set(self.against):
             raise ValueError("against: a row is compared with itself")
         if self.kind == "knife_edge" and len(self.rows) == 2:

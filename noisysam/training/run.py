@@ -22,7 +22,7 @@ from noisysam.runs.predictions import PREDICTIONS, write_predictions
 from noisysam.runs.problem import Problem
 from noisysam.runs.record import RunFolder
 from noisysam.runs.schema import RECORD_SCHEMA
-from noisysam.runs.summary import EVALUATED_AT_THE_END, cost, results, run_name
+from noisysam.runs.summary import EVALUATED_AT_THE_END, collapsed, cost, results, run_name
 from noisysam.training import checkpoint, devices, reuse
 from noisysam.training.distributed import ProcessGroup, ProcessLost
 from noisysam.training.result import Result
@@ -243,6 +243,7 @@ class Run:
                 "train": len(problem.train),
                 "val": len(problem.val),
                 "test": len(problem.dataset.test_labels),
+                "classes": list(problem.dataset.class_names),
             },
             "model": {"name": model, "parameters": sum(p.numel() for p in network.parameters())},
             "environment": environment(),
@@ -263,7 +264,9 @@ class Run:
         trainer = self.trainer
         self.record["results"] = results(self.lines, trainer.number)
         if self.processes.first:
-            self.folder.write_confusion(trainer.evaluator.confusion(trainer.reported))
+            confusion = trainer.evaluator.confusion(trainer.reported)
+            self.folder.write_confusion(confusion)
+            self.record["collapsed"] = collapsed(confusion)
             self.folder.write_weights(trainer.reported)
             if methods.without_stages(self.config.method) == self.config.method:  # another run may begin with this one
                 which = ["last"] if self.selected is None else ["last", "selected"]

@@ -24,7 +24,7 @@ from noisysam.runs.problem import Problem
 from noisysam.training.distributed import ProcessGroup
 from noisysam.training.evaluator import Evaluator
 from noisysam.training.learner import Learner
-from noisysam.training.schedule import learning_rate
+from noisysam.training.schedule import learning_rate, momentum
 
 Factory = Callable[[int], nn.Module]  # seed -> an initialised network
 
@@ -131,6 +131,10 @@ class Trainer:
         """Networks, optimizers and the method's state at the start of a stage."""
         self.number, self.stage = number, stage
         self.settings = self.config.model_copy(update=stage.settings)
+        self.scheduled, self.elapsed = self.settings, 0.0  # whose schedule, and its epochs before this stage
+        if stage.schedule_epoch is not None:
+            self.scheduled = self.settings.model_copy(update={"epochs": self.config.epochs})
+            self.elapsed = stage.schedule_epoch
         self.loader.labels = self.given if stage.labels is None else stage.labels.to(self.device)
         seeds = [stream_seed(self.config.seed, number, 0, "init", k) for k in range(self.method.networks)]
         if stage.start == "scratch" or not self.learners:  # none: a run that resumes in a continued stage
@@ -197,7 +201,8 @@ class Trainer:
         rate = self.settings.lr
         for batch in self.method.batches(drawn):
             stopping.check()
-            rate = learning_rate(self.settings, epoch + min(1.0, batches / len(drawn)), 1 / len(drawn))
+            progress = self.elapsed + epoch + min(1.0, batches / len(drawn))
+            rate = learning_rate(self.scheduled, progress, 1 / len(drawn), self.config.epochs)
             steps += self.step(batch, rate, sums)
             batches, images = batches + 1, images + len(batch.index)
             if self.progress is not None:
@@ -224,6 +229,8 @@ class Trainer:
             part = k if self.config.sync_perturbation else k + self.processes.rank  # several processes have one network
             learner.optimizer.generator = stream(seed, number, epoch, "optimizer", self.device, part)
             learner.optimizer.on_epoch(epoch, self.settings.epochs, len(self.loader))
+            if self.scheduled.final_momentum is not None:
+                learner.set_momentum(momentum(self.scheduled, self.elapsed + epoch, self.config.epochs))
             learner.net.module.train()
             learner.net.seed = stream_seed(seed, number, epoch, "method", 2 + k)
 
