@@ -312,6 +312,7 @@ def test_a_recipe_makes_the_run_an_oracle_of_its_own_key() -> None:
 
 def test_nobody_published_a_combination() -> None:
     assert methods.compose("nts,mixup").published_recipe(*SYMMETRIC) is None
+    assert methods.compose("incv,co-teaching").published(*ASYMMETRIC) == {"remove": 0.0, "schedule": "code"}
     combined = methods.compose("bootstrap,mixup").published_recipe(*SYMMETRIC)
     assert combined == METHODS["mixup"].published_recipe(*SYMMETRIC), "bootstrap has none of its own"
 
