@@ -27,6 +27,7 @@ ANOTHER: dict[str, Any] = {  # another value of each field that is part of the k
     "noise_draw": "bernoulli",
     "model": "resnet8",
     "width": 2.0,
+    "pretrained": PLUGIN,
     "norm": "group",
     "plugin": PLUGIN,
     "method": "gce",
@@ -74,6 +75,7 @@ WITH = {
 }
 UNKEYED: dict[str, Any] = {
     "data_dir": "/elsewhere",
+    "image_size": 16,
     "device": "cpu",
     "compile": "on",
     "deterministic": True,

@@ -203,8 +203,8 @@ def generated(text: str, root: Path) -> str:
 
 
 def first_table(text: str) -> str:
-    """The first Markdown table below the heading that mentions the last epoch, or else of the text."""
-    lines = text.splitlines()
+    """The first Markdown table below the heading that mentions the last epoch, or else of the text; no footnotes."""
+    lines = re.sub(r"(\[\^\w+\])(?=.*\|)", lambda note: " " * len(note[0]), text).splitlines()
     heads = [i for i, line in enumerate(lines) if line.startswith("#") and "last epoch" in line.lower()]
     rows = itertools.dropwhile(lambda line: not line.startswith("|"), lines[heads[0] if heads else 0 :])
     return "\n".join(itertools.takewhile(lambda line: line.startswith("|"), rows))

@@ -22,6 +22,7 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
     """Train one run. If it has finished before, its stored result is shown; if it was interrupted, it resumes."""
     from noisysam.runs.config import validate
     from noisysam.runs.presets import preset
+    from noisysam.runs.record import RunFolder
     from noisysam.runs.summary import run_name
     from noisysam.studies.sweep import tracker_for
     from noisysam.training.devices import resolve_device
@@ -53,18 +54,21 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
         finally:
             display.close()
     if not as_json:
-        show_result(result.record)
+        show_result(result.record, RunFolder(store, result.key).collapsed)
     else:
         click.echo(json.dumps({"key": result.key, "folder": str(result.folder), **result.record}))
 
 
-def show_result(record: Mapping[str, Any]) -> None:
-    """Print the results of a run."""
+def show_result(record: Mapping[str, Any], collapsed: bool | None = None) -> None:
+    """Print the results of a run. ``collapsed``: whether its predictions fell to one class, if that is known."""
     from noisysam.runs.measures import MEASURE
+    from noisysam.runs.summary import COLLAPSED
     from noisysam.training.progress import duration, percent
 
     figures, spent, noise = record["results"], record["cost"], record["noise"]
     flips = f"{percent(noise['flip_rate'])} % of the labels are wrong"
+    if noise["flip_rate"] is None:
+        flips = "how many labels are wrong is not known"
     click.echo(f"run {record['key']}: {record['name']}")
     click.echo(f"  {flips}; {'oracle: ' + '; '.join(record['oracle']) if record['oracle'] else 'blind'}")
     click.echo(f"  clean test accuracy, last epoch      {percent(figures['last'])} %")
@@ -80,6 +84,8 @@ def show_result(record: Mapping[str, Any]) -> None:
         shown = "not measured" if value is None or value != value else f"{percent(value)} %"
         click.echo(f"  {MEASURE[name].short:36} {shown}")
     passes = f"{spent['gradient_evaluations']:.2f} gradient evaluations per image"
+    if collapsed:
+        click.echo(f"  collapsed: nearly all test images (at least {percent(COLLAPSED)} %) are predicted as one class")
     click.echo(
         f"  {duration(spent['train_seconds'])} of training, {spent['images_per_second']:.0f} images/s, {passes}"
         f" ({spent['gradient_samples']:,} in all), {record['resolved']['precision']} on {record['resolved']['device']}"

@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # torch, which it needs, takes a second to import
 SCHEMA = 1  # of the configuration and of its key: raised whenever a default changes
 
 
+FILES = ("npz", "folder", "hf", "torchvision", "file")  # of data sets and labels that are known by their digests
+
+
 class Unkeyed:
     """Marks a field that does not change the result (where it runs, where its data lie): it is not part of the key."""
 
@@ -41,12 +44,18 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     # data
-    dataset: str = Field("cifar10", description="cifar10, cifar100, digits, or npz:FILE (own data)")
+    dataset: str = Field(
+        "cifar10",
+        description="cifar10, cifar100, digits, torchvision:NAME, or own data: npz:FILE, folder:DIR, hf:NAME",
+    )
+    image_size: Annotated[int | None, Unkeyed()] = Field(
+        None, ge=4, le=1024, description="pixels that images are resized to, in both directions (default: as they are)"
+    )
     data_dir: Annotated[Path | None, Unkeyed()] = Field(
         None, description="folder of the data sets; else NOISYSAM_DATA_DIR, else ./data"
     )
-    augment: Literal["none", "standard", "color", "rand"] = Field(
-        "standard", description="none; crop and flip; with colour distortion; with RandAugment"
+    augment: Literal["none", "standard", "color", "rand", "auto"] = Field(
+        "standard", description="none; crop and flip; with colour distortion; RandAugment; AutoAugment and cutout"
     )
     train_subset: int | None = Field(None, ge=2, description="class-balanced number of training images (default: all)")
     subset_seed: int = Field(0, ge=0, description="seed of the choice of --train-subset")
@@ -60,7 +69,7 @@ class RunConfig(BaseModel):
         "symmetric",
         description="symmetric (over all classes), symmetric-exclusive (over the others), asymmetric, "
         "asymmetric-blocks, pair, instance, "
-        "human:SET (CIFAR-N), file:PATH",
+        "human:SET (CIFAR-N), file:PATH, given (the labels of the data set are noisy)",
     )
     noise_seed: int = Field(-1, ge=-1, description="seed of the noisy labels, apart from --seed (-1: the same number)")
     noise_draw: Literal["exact", "bernoulli"] = Field(
@@ -68,7 +77,12 @@ class RunConfig(BaseModel):
     )
 
     # network
-    model: str = Field("resnet32", description="see `noisysam list models`")
+    model: str = Field(
+        "resnet32", description="see `noisysam list models`, or timm:NAME, torchvision:NAME of those libraries"
+    )
+    pretrained: str | None = Field(
+        None, description="weights to begin with: a file, or cache (those of timm:NAME in the local cache)"
+    )
     width: float = Field(1.0, gt=0, description="multiplies the number of channels")
     norm: Literal["batch", "group", "none"] = Field("batch", description="normalisation layers")
 
@@ -172,7 +186,7 @@ class RunConfig(BaseModel):
         if self.noise_seed == -1:
             object.__setattr__(self, "noise_seed", self.seed)  # frozen for everybody else
         recipe = self.recipe()
-        models.check_size(self.model, 10, 3, self.width, self.norm)
+        models.check(self.model, self.width, self.norm)
         method = recipe.method
         if recipe.noise.brings_labels and self.noise:
             raise ValueError(f"noise type {recipe.noise.name} brings its own rate: leave --noise out")
@@ -248,7 +262,8 @@ class RunConfig(BaseModel):
         full = self.model_dump(mode="json", exclude=unkeyed)
         for name in ("dataset", "noise_type"):
             kind = full[name].partition(":")[0]
-            full[name] = kind if kind in ("npz", "file") else full[name]
+            full[name] = kind if kind in FILES else full[name]
+        full["pretrained"] = self.pretrained and "file"  # whose digest is in the key
         full["plugin"] = None if self.plugin is None else plugins.load(self.plugin)
         if self.preset == "published":  # a run that its preset made oracle is not the blind one with the same options
             full["preset"] = self.preset

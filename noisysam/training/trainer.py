@@ -89,8 +89,10 @@ class Trainer:
             steps=len(noisy.labels) // self.loader.rows,
             features=getattr(getattr(self.network(0), "head", None), "in_features", 0),
             label_smoothing=config.label_smoothing,
-            rate=float(noisy.flip_rate) if "rate" in facts else None,
-            matrix=torch.from_numpy(noisy.matrix).float().to(self.device) if "matrix" in facts else None,
+            rate=float(noisy.flipped.mean()) if "rate" in facts else None,
+            matrix=torch.from_numpy(noisy.matrix).float().to(self.device)
+            if "matrix" in facts and noisy.matrix is not None
+            else None,
         )
         self.method = self.recipe.method(self.recipe.method_options, info)
         self.evaluator = Evaluator(
@@ -106,9 +108,16 @@ class Trainer:
         self.number = -1  # of the present stage
 
     def _configured_network(self, seed: int) -> nn.Module:
-        c, images = self.config, self.problem.dataset.train_images
+        c, dataset = self.config, self.problem.dataset
         return models.build(
-            c.model, self.problem.dataset.classes, images.shape[3], width=c.width, norm=c.norm, seed=seed
+            c.model,
+            dataset.classes,
+            dataset.train_images.shape[3],
+            size=dataset.size,
+            width=c.width,
+            norm=c.norm,
+            seed=seed,
+            weights=models.weights_file(c.model, c.pretrained),
         )
 
     @property
