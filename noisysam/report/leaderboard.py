@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from noisysam.core.text import printable
-from noisysam.report.tables import EARLIER, column_name, earlier, joined
+from noisysam.report.tables import EARLIER, column_name, earlier, joined, told_options
 from noisysam.runs.record import RunFolder, load_study, study_names
 from noisysam.runs.schema import RunRecord, StudyPlan
 
@@ -95,7 +95,7 @@ class Problem:
     """A problem with its recipes, the best ones first."""
 
     title: str
-    facts: tuple[str, ...]
+    facts: str
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
 
@@ -162,7 +162,7 @@ def _board(runs: Sequence[Run]) -> Problem:
     held = f"{data['val']:,} more held out with their noisy labels" if data["val"] else "none held out"
     facts = (
         f"{len(runs)} runs of {len(lines)} recipes; data {digest}; {held}; test accuracy (%) on {data['test']:,} images"
-        " at the last epoch, mean ± standard deviation over seeds.",
+        " at the last epoch, mean ± standard deviation over seeds."
     )
     return Problem(title, facts, tuple(names), tuple(lines))
 
@@ -216,6 +216,13 @@ def _options(record: RunRecord) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _told(record: RunRecord) -> dict[str, Any]:
+    """Those of them that are shown."""
+    there, config = _options(record), record["config"]
+    told = told_options(config["opt"], record["method_options"], record["optimizer_options"])
+    return {name: value for name, value in there.items() if name in told}
+
+
 def _recipe(record: RunRecord) -> tuple[Any, ...]:
     """What makes two runs the same recipe, apart from noise and seed."""
     config = record["config"]
@@ -230,7 +237,7 @@ def _line(runs: Sequence[Run], names: Sequence[str], columns: Mapping[str, str],
     values: dict[str, list[float]] = {}
     for run in runs:
         values.setdefault(columns[run.record["key"]], []).append(run.record["results"]["last"])
-    shown = {**_options(first), **{n: v for n, v in _settings(first).items() if n in varied and v is not None}}
+    shown = {**_told(first), **{n: v for n, v in _settings(first).items() if n in varied and v is not None}}
     name = config["opt"] if config["method"] == "ce" else f"{config['method']}, {config['opt']}"
     places = [place for run in runs for place in run.studies]
     spent = [run.record["cost"]["gradient_samples"] / max(run.record["data"]["train"], 1) for run in runs]
