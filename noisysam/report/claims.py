@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from noisysam.core.errors import UserError
 from noisysam.report import statistics
@@ -240,8 +241,8 @@ def _scope(claim: Claim, cells: Iterable[ReportCell]) -> Scope:
 
 def _rows(claim: Claim, cells: Iterable[ReportCell]) -> tuple[str, ...]:
     """The rows of a claim; of one that names a setting, its variants in the order of the setting."""
-    if len(claim.rows) > 1:
-        return claim.rows
+    if len(claim.rows) > 1 or claim.against:
+        return claim.rows + claim.against
     start = f"{claim.rows[0]}="
     found = {row.removeprefix(start): row for row in {cell["row"] for cell in cells} if row.startswith(start)}
     return tuple(found[value] for value in sorted(filter(NUMBER.fullmatch, found), key=float))
@@ -276,6 +277,15 @@ def _outcome(claim: Claim, scope: Scope, runs: Runs, planned: Sequence[int]) -> 
     if claim.kind == "grows":
         trends = _trends(places)
         return _every([_growth(claim, runs, rows, name, trends[name], planned) for name in trends])
+    if claim.kind == "correlates":
+        return over([_correlation(claim, runs, place, planned) for place in places])
+    if claim.kind == "some_beats" and claim.against:
+        return _some(
+            [
+                over([_every([effect(a, b, place, f"{a} over {b}, ") for b in claim.against]) for place in places])
+                for a in claim.rows
+            ]
+        )
     if claim.kind == "some_beats":
         return _some([over([effect(a, rows[-1], place, f"{a}, ") for place in places]) for a in rows[:-1]])
     if claim.kind == "knife_edge":
@@ -338,6 +348,27 @@ def _scaled(share: float, unit: str) -> float:
     if unit == "points":
         return 100 * share
     return math.log(max(share, LEAST) / max(1 - share, LEAST))
+
+
+def _correlation(claim: Claim, runs: Runs, place: Place, planned: Sequence[int]) -> TestResult:
+    """Over the pairs of rows, the gain against the second measure of the row compared with: its rank correlation in
+    each seed that all have finished, none where one of the two is the same for all pairs. The test is that of the
+    means over the planned seeds, over the pairs, so that it speaks of other such rows, not of other seeds."""
+    gain = claim.model_copy(update={"measure": (claim.measure[0],) * 2})
+    gains = [_gains(gain, runs, a, b, place) for a, b in zip(claim.rows, claim.against, strict=True)]
+    found, pairs = {}, []
+    for seed in sorted(set.intersection(*map(set, gains))):
+        shares = [runs[b, *place][seed].get(claim.measure[1]) for b in claim.against]
+        known = [share for share in shares if share is not None]
+        ours = [each[seed] for each in gains]
+        if len(known) == len(ours) and min(len(set(ours)), len(set(known))) > 1:
+            found[seed] = round(float(stats.spearmanr(ours, known).statistic), 9)
+            pairs += [(ours, known)] if seed in planned else []
+    whole = _effect(claim, _name(place), found, planned, "rank correlation").weakest
+    if not whole.missing and len(planned) >= FEWEST:
+        ours, known = np.mean(pairs, axis=0)
+        whole = replace(whole, p=statistics.goes_with(ours, known), opposite=statistics.goes_with(-ours, known))
+    return TestResult(whole.p, whole.opposite, whole, whole, (whole,))
 
 
 def _growth(

@@ -34,7 +34,7 @@ def accuracy(summaries: Sequence[Summary]) -> Figure:
     row, bands of one standard deviation where there are several seeds. Labels that bring their own rate are at the
     measured one. Many rows: a line of dots for each row, in the order of their means over the noises."""
     rows = list(dict.fromkeys(s["row"] for s in summaries))
-    if len(rows) > TOGETHER:
+    if len(rows) > TOGETHER or any(_kind(s) in OWN_RATE and s["flip_rate"] is None for s in summaries):
         return _dots(summaries, sorted(rows, key=_overall(summaries).__getitem__, reverse=True))
     kinds = list(dict.fromkeys(_kind(s) for s in summaries))
     figure, panels = panel_grid(1, len(kinds))

@@ -1,8 +1,6 @@
 """Finished runs as a table for analysis in Python."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import pandas as pd
 
@@ -97,8 +95,8 @@ def results(study: str | None = None, store: Path | str = "runs") -> pd.DataFram
             {"row": r["name"], "key": r["key"], "config": r["config"], **{n: r["config"][n] for n in ("noise", "seed")}}
             for r in records
         ]
-        flat = [flat_cell(c, "", cast(Mapping[str, Any], record)) for c, record in zip(plan, records, strict=True)]
-        cells = mark_beside(flat)
+        found = [{**record, "collapsed": RunFolder(store, record["key"]).collapsed} for record in records]
+        cells = mark_beside([flat_cell(c, "", record) for c, record in zip(plan, found, strict=True)])
     if not cells:
         raise UserError(f"there is no run in {store}: train one, or import records")
     return pd.DataFrame(list(map(as_line, cells)))

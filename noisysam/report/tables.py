@@ -15,11 +15,12 @@ from noisysam.core.errors import DamagedFile, UserError
 from noisysam.data.datasets import CIFAR10_CLASSES
 from noisysam.report.statistics import share_interval
 from noisysam.runs.record import RunFolder, load_study
+from noisysam.runs.summary import COLLAPSED
 
 ReportCell = dict[str, Any]  # one run of a study, flat: where it stands in the table, how it was made, every figure
 Summary = dict[str, Any]  # one field of a table: row, column, mean and standard deviation over seeds
 
-OWN_RATE = ("human", "file")  # noise types that bring their own rate
+OWN_RATE = ("human", "file", "given")  # noise types that bring their own rate
 COVERAGE = 0.95  # of intervals
 OFTEN = 10  # evaluations in a run from which on one of its epochs may be picked
 PICKED = ("selected", "best")  # results at an epoch that was picked
@@ -65,8 +66,10 @@ def earlier(record: Mapping[str, Any]) -> bool:
 
 
 def _record(store: Path, key: str) -> Mapping[str, Any]:
+    folder = RunFolder(store, key)
     try:
-        return RunFolder(store, key).record or {}
+        record: Mapping[str, Any] = folder.record or {}
+        return {**record, "collapsed": folder.collapsed}
     except DamagedFile as error:
         return {"status": "damaged", "error": str(error)}
 
@@ -127,8 +130,9 @@ def flat_cell(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) 
         **{name: resolved.get(name) for name in ("precision", "device", "device_name", "threads")},
         "environment": environment,
         **{name: environment.get(name) for name in ("commit", "torch", "cpu", "instruction_set", "numerics")},
-        "machine": _machine(resolved, environment),
+        "machine": " and ".join(_machine(resolved, e) for e in (*record.get("earlier_environments", []), environment)),
         "sparse": sparse,
+        "collapsed": record.get("collapsed"),
         "started": record.get("started"),
         "ended": record.get("ended"),
         "revisions": record.get("revisions", {}),
@@ -189,6 +193,8 @@ def remark(measure: str, cells: Sequence[ReportCell], marked: bool) -> str:
     rows = list(dict.fromkeys(cell["row"] for cell in finished(cells) if cell["sparse"]))
     if measure in PICKED and rows:
         said.append(f"Left out, since they were evaluated less often than every tenth of the run: {', '.join(rows)}.")
+    if any(cell.get("collapsed") for cell in finished(cells)):
+        said.append(f"Collapsed runs predict one class for at least {percent(COLLAPSED)} % of the test images.")
     kinds = machines(cells)
     if kinds:
         named = "; ".join(f"{letter}: {kind}" for kind, letter in kinds.items())
@@ -273,7 +279,7 @@ def summary_table(cells: Sequence[ReportCell], measure: str = "last") -> list[Su
         group = groups[row, noise_type, noise]
         done, failed = finished(group), sum(cell["status"] == "failed" for cell in group)
         values = [cell[measure] for cell in done if cell.get(measure) is not None]
-        flips = [cell["flip_rate"] for cell in done]
+        flips = [cell["flip_rate"] for cell in done if cell["flip_rate"] is not None]
         mean = math.fsum(values) / len(values) if values else None
         n, spread = len(values), math.fsum((v - mean) ** 2 for v in values) if mean is not None else 0.0
         sd = math.sqrt(spread / (n - 1)) if n > 1 else None
@@ -295,6 +301,7 @@ def summary_table(cells: Sequence[ReportCell], measure: str = "last") -> list[Su
                 "values": values,
                 "machines": "".join(sorted({kinds[cell["machine"]] for cell in done})) if kinds else "",
                 "unmeasured": len(done) - len(values),
+                "collapsed": sum(cell.get("collapsed") is True for cell in done),
                 "failed": failed,
                 "missing": len(group) - len(done) - failed,
             }
@@ -353,7 +360,7 @@ def _split(own: Mapping[Any, Summary], name: str) -> list[str]:
 def _field(s: Summary) -> str:
     """`90.51 ± 0.20 (90.37, 90.65)`, from five seeds on `90.51 ± 0.20 [90.26, 90.76] (n=5)`; what is not there is
     named."""
-    lacking = [f"{s[name]} {name}" for name in ("failed", "missing") if s[name]]
+    lacking = [f"{s[name]} {name}" for name in ("collapsed", "failed", "missing") if s[name]]
     if not s["n"]:
         return "not measured" if s["unmeasured"] else "failed" if s["failed"] else "missing"
     spread = f" ± {100 * s['sd']:.2f}" if s["sd"] is not None else ""
@@ -388,6 +395,8 @@ def row_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
                 "training minutes": _speed(own, "train_seconds", ".1f", 1 / 60),
             }
         )
+        if any(cell.get("collapsed") for cell in finished(cells)):
+            lines[-1]["collapsed runs"] = str(sum(cell.get("collapsed") is True for cell in done))
     return pd.DataFrame(lines)
 
 
@@ -442,8 +451,9 @@ def noise_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
     lines = []
     for noise_type, noise in sorted({(cell["noise_type"], cell["noise"]) for cell in cells}):
         here = [c for c in finished(cells) if (c["noise_type"], c["noise"]) == (noise_type, noise)]
-        flips = [cell["flip_rate"] for cell in here]
+        flips = [cell["flip_rate"] for cell in here if cell["flip_rate"] is not None]
         measured = dict.fromkeys(f"{100 * flip:.2f}" for flip in (min(flips), max(flips))) if flips else {}
+        measured = measured or dict.fromkeys(["not known"] if here else [])
         lines.append(
             {
                 "noise": column_name({"noise_type": noise_type, "noise": noise}),
