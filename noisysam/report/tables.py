@@ -433,7 +433,8 @@ def _options(cells: Sequence[ReportCell], fields: Sequence[str]) -> str:
     found: dict[str, list[Any]] = {}
     for cell in cells:
         options = told_options(cell["opt"], cell["method_options"], cell["optimizer_options"])
-        for name, value in {**options, **{n: cell[n] for n in fields}, "plugin": cell["plugin"]}.items():
+        settings = {f"--{n}" if n in options else n: cell[n] for n in fields}  # --warmup beside a method's warmup
+        for name, value in {**options, **settings, "plugin": cell["plugin"]}.items():
             if value is not None and name not in ("m", "rho"):
                 found.setdefault(name, []).append(shorten(str(value), SHORT, placeholder=" ..."))
     return ", ".join(f"{name}={' or '.join(dict.fromkeys(values))}" for name, values in found.items())
