@@ -42,6 +42,7 @@ from noisysam.methods import (  # noqa: F401  (they register)
     peer,
     pes,
     pes_semi,
+    promix,
     reed,
     rog,
     sce,

@@ -12,7 +12,7 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, one_hot
 from noisysam.methods.mixup import mix
-from noisysam.methods.semi import Policy
+from noisysam.methods.semi import Policy, partners
 
 
 class DISCOptions(Options):
@@ -124,10 +124,3 @@ class DISC(Method):
         generalised = ((1 - p**q) / q).sum(1)
         mixture = -(plan["targets"] * log_p[:, 2:]).sum((1, 2))
         return plan["clean"] * supervised + self.options.hard * plan["hard"] * generalised + plan["mixed"] * mixture
-
-
-def partners(chosen: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A permutation of rows (n,) that maps the chosen ones (1, the others 0) among themselves."""
-    order = (-chosen).argsort(stable=True)
-    key = torch.rand(len(chosen), generator=generator, device=chosen.device) - chosen
-    return torch.empty_like(order).scatter_(0, order, key.argsort())
