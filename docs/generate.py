@@ -2,8 +2,9 @@
 
 One page for each registered method and optimizer, one for each committed report, and, within other pages, what these
 markers name: ``<!-- fields: MODULE:CLASS -->`` (the fields of a pydantic model), ``<!-- help: COMMAND -->`` (the help
-text of a command), ``<!-- components: KIND -->`` (the components of a kind as a table) and
-``<!-- published: tables -->`` (the published tables). A component that is registered appears by itself.
+text of a command), ``<!-- components: KIND -->`` (the components of a kind as a table), ``<!-- published: tables -->``
+(the published tables) and ``<!-- columns: results -->`` (those of ``noisysam.results()``). A component that is
+registered appears by itself.
 """
 
 import importlib
@@ -172,6 +173,7 @@ def expanded(text: str) -> str:
         "help": help_text,
         "components": components,
         "published": published_tables,
+        "columns": columns,
     }
     return re.sub(rf"<!-- ({'|'.join(makers)}): (.+?) -->", lambda m: makers[m[1]](m[2]), text)
 
@@ -214,6 +216,13 @@ def components(kind: str) -> str:
     """Names, one line and source of the components of a kind."""
     rows = [(f"`{e['name']}`", e["summary"], with_links(e["source"])) for e in catalogue.entries(kind)]
     return table(("name", "what it is", "source"), rows)
+
+
+def columns(_: str) -> str:
+    """The columns of ``noisysam.results()``."""
+    from noisysam.report.frame import COLUMNS
+
+    return table(("column", "content"), [(f"`{name}`", meaning) for name, meaning in COLUMNS.items()])
 
 
 def published_tables(_: str) -> str:

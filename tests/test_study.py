@@ -1,5 +1,6 @@
 """Study files: what cells they become, what they keep in the store, and how a fault is named."""
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Callable
@@ -171,7 +172,10 @@ FAULTS = {
     "several fields": ("rows:\n  a: {}\n  b: {opt: adamw, l2: loss}\n", 4, "row 'b'", "--l2 loss goes with sgd"),
     "seed": ("rows: {a: {}}\nseeds:\n  - 0\n  - -1\n", 5, "row 'a': seed: ", "greater than or equal to 0"),
     "kind of thing": ("rows: {a: {}}\nseeds: [0]\nretries: many\n", 4, "retries: ", "integer", "'many'"),
-    "unknown key": ("rows: {a: {}}\n\nsedes: [1]\n", 4, "sedes", "no such option"),
+    "unknown key": ("rows: {a: {}}\n\nsedes: [1]\n", 4, "sedes: there is no such option, did you mean seeds?"),
+    "one row": ("row: {a: {}}\n", 2, "row: there is no such option, did you mean rows?"),
+    "a field at the top": ("rows: {a: {}}\nlr: 1\n", 3, "lr: there is no such option; a field of the configuration"),
+    "a name that is a path": ("rows: {a: {}}\nname: ../a\n", 3, "name: "),
     "twice": ("rows:\n  a: {}\n  b: {}\n  a: {lr: 1}\n", 5, "'a' is given twice"),
     "the same run": ("grid: {lr: [1, 1.0]}\nrows:\n  a: {}\n", 4, "row 'a' has the same run twice"),
     "seeds of a row": ("rows:\n  a:\n    seeds: [3]\n", 4, "rows.a.seeds: some of the study's seeds"),
@@ -221,6 +225,30 @@ def test_rows_of_the_bundled_study_stay_whole(name: str, monkeypatch: pytest.Mon
     assert list(dict.fromkeys(cell["row"] for cell in read_cells(tmp_path, name))) == rows
     shared = [cell for cell in cells if cell.row == "SAM (paper's radius)" and cell.config.noise != 0.8]
     assert len(plans.runs(cells)) == len(cells) - len(shared) == len({cell.key for cell in cells})
+
+
+def test_without_rows_the_grid_makes_them(write: Callable[..., Path]) -> None:
+    cells = plans.plan(write(BASE + "grid: {opt: [sgd, sam], noise: [0.2, 0.4], lr: [0.1, 0.2]}\n"))
+    found = [(cell.row, cell.config.opt, cell.config.lr) for cell in cells if cell.config.noise == 0.4]
+    assert found == [(f"opt={opt}, lr={lr}", opt, lr) for opt in ("sgd", "sam") for lr in (0.1, 0.2)]
+    assert len(cells) == 8
+    assert [cell.row for cell in plans.plan(write(BASE + "grid: {noise: [0.2, 0.4]}\n"))] == ["all", "all"]
+    with pytest.raises(UserError, match="grid"):
+        plans.plan(write(BASE + "grid: {lr: 0.1}\n"))
+
+
+def test_a_study_may_have_a_name(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write(BASE + "name: my study\nrows: {a: {}}\n")
+    assert study_file.study_name(path) == "my study"
+    assert study_file.study_name(tmp_path / "gone.yaml") == "gone"
+    assert plans.save(path, plans.plan(path), tmp_path / "store") == "my study"
+    assert [cell.row for cell in plans.load(tmp_path / "store", "my study")] == ["a"]
+
+
+def test_a_label_file_has_no_rate(write: Callable[..., Path]) -> None:
+    cell = plans.plan(write(BASE + "rows: {a: {}}\n"))[0]
+    own = dataclasses.replace(cell, config=cell.config.model_copy(update={"noise_type": "file:own.csv"}))
+    assert own.label == "a | file:own.csv | seed 0"
 
 
 def test_rows_share_a_run_and_name_their_own_seeds(write: Callable[..., Path]) -> None:

@@ -21,7 +21,8 @@ from noisysam.cli.options import ConfigCommand, ProbeCommand, configured, pairs
 def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, as_json: bool, **given: Any) -> None:
     """Train one run. If it has finished before, its stored result is shown; if it was interrupted, it resumes."""
     from noisysam.runs.config import validate
-    from noisysam.runs.presets import PRESETS
+    from noisysam.runs.presets import preset
+    from noisysam.runs.record import RunFolder
     from noisysam.runs.summary import run_name
     from noisysam.studies.sweep import tracker_for
     from noisysam.training.devices import resolve_device
@@ -37,10 +38,10 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
         device = resolve_device(config.device)
         note(f"{run_name(config)}: an estimate of the duration follows after the first steps")
         if config.preset is not None:
-            preset = PRESETS[config.preset]
-            unpublished = "; not published, chosen here:" * bool(preset.unpublished)
-            note(f"preset {config.preset}: {preset.source}{unpublished}")
-            for name, value in preset.unpublished.items():
+            recipe = preset(config.preset, config.model_dump())
+            differs = "; not published, or not as published:" * bool(recipe.differs)
+            note(f"preset {config.preset}: {recipe.source}{differs}")
+            for name, value in recipe.differs.items():
                 note(f"  {name}: {value}")
         display = Display(config, device.type == "cpu", " ".join(["noisysam", *map(shlex.quote, sys.argv[1:])]))
         uri = store_uri(tracking_uri, no_track)
@@ -53,18 +54,21 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
         finally:
             display.close()
     if not as_json:
-        show_result(result.record)
+        show_result(result.record, RunFolder(store, result.key).collapsed)
     else:
         click.echo(json.dumps({"key": result.key, "folder": str(result.folder), **result.record}))
 
 
-def show_result(record: Mapping[str, Any]) -> None:
-    """Print the results of a run."""
+def show_result(record: Mapping[str, Any], collapsed: bool | None = None) -> None:
+    """Print the results of a run. ``collapsed``: whether its predictions fell to one class, if that is known."""
     from noisysam.runs.measures import MEASURE
+    from noisysam.runs.summary import COLLAPSED
     from noisysam.training.progress import duration, percent
 
     figures, spent, noise = record["results"], record["cost"], record["noise"]
     flips = f"{percent(noise['flip_rate'])} % of the labels are wrong"
+    if noise["flip_rate"] is None:
+        flips = "how many labels are wrong is not known"
     click.echo(f"run {record['key']}: {record['name']}")
     click.echo(f"  {flips}; {'oracle: ' + '; '.join(record['oracle']) if record['oracle'] else 'blind'}")
     click.echo(f"  clean test accuracy, last epoch      {percent(figures['last'])} %")
@@ -80,6 +84,8 @@ def show_result(record: Mapping[str, Any]) -> None:
         shown = "not measured" if value is None or value != value else f"{percent(value)} %"
         click.echo(f"  {MEASURE[name].short:36} {shown}")
     passes = f"{spent['gradient_evaluations']:.2f} gradient evaluations per image"
+    if collapsed:
+        click.echo(f"  collapsed: nearly all test images (at least {percent(COLLAPSED)} %) are predicted as one class")
     click.echo(
         f"  {duration(spent['train_seconds'])} of training, {spent['images_per_second']:.0f} images/s, {passes}"
         f" ({spent['gradient_samples']:,} in all), {record['resolved']['precision']} on {record['resolved']['device']}"

@@ -39,16 +39,36 @@ def ui(study: str | None, tracking_uri: str | None, host: str, port: int, browse
 
 @cli.command("list", short_help="List methods, optimizers, models, data sets, noise types or probes.")
 @click.argument("what", type=click.Choice(["methods", "optimizers", "models", "datasets", "noise", "probes"]))
+@click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--plugin", type=click.Path(path_type=Path), help="also list what this Python file registers")
+@click.option("--epochs", type=click.IntRange(1), help="length of the recipe of a method  [default: as published]")
+@click.option("--dataset", default="cifar10", show_default=True, help="data set of that recipe")
+@click.option("--noise-type", default="symmetric", show_default=True, help="noise type of that recipe")
+@click.option("--noise", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="noise rate of that recipe")
 @json_option
-def list_(what: str, plugin: Path | None, as_json: bool) -> None:
-    """List the components of a kind with their options and sources."""
-    from noisysam.cli.catalogue import details, entries
+def list_(
+    what: str,
+    names: tuple[str, ...],
+    plugin: Path | None,
+    epochs: int | None,
+    dataset: str,
+    noise_type: str,
+    noise: float,
+    as_json: bool,
+) -> None:
+    """List the components of a kind, or those named, with their options and sources.
+
+    A method that is named comes with the recipe that its authors published, for this problem, at this length.
+    """
+    from noisysam.cli.catalogue import details, entries, named, recipe, recipe_lines
     from noisysam.core import plugins
 
     if plugin is not None:
         plugins.load(plugin)
-    found = entries(what)
+    found = named(what, names) if names else entries(what)
+    if names and what == "methods":
+        for entry in found:
+            entry["recipe"] = recipe(entry["name"], dataset, noise_type, noise, epochs)
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -58,6 +78,8 @@ def list_(what: str, plugin: Path | None, as_json: bool) -> None:
             click.echo(f"{'':20} {line}")
         for option in entry.get("options", []):
             click.echo(f"{'':20}   {option['name']}={option['default']}  {option['description']}")
+        for line in recipe_lines(entry["recipe"]) if "recipe" in entry else []:
+            click.echo(f"{'':20} {line}")
 
 
 @cli.command(short_help="Show versions, devices, data, and what `auto` selects.")

@@ -210,6 +210,7 @@ POLICIES: dict[str, tuple[Callable[[Tensor, torch.Generator], Tensor], ...] | No
     "color": (distort_color,),
     "rand": (rand_augment,),
     "auto": (auto_augment,),
+    "auto-plain": (auto_augment,),  # without cutout
 }
 CUTOUT = {"auto": 0.5}  # policies that end with cutout, on normalised inputs: its share of the image's side
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from noisysam.methods.base import Options
 
-Policy = Literal["standard", "color", "rand", "auto"]
+Policy = Literal["standard", "color", "rand", "auto", "auto-plain"]
 
 
 class StrongView(Options):

@@ -1,18 +1,11 @@
 """Networks."""
 
-from noisysam.models import cnn  # noqa: F401  (its networks come after the ResNets)
 from noisysam.models.blocks import BatchNorm, LastActivation
 from noisysam.models.compilation import compiled
-from noisysam.models.resnet import MODELS, Architecture, NetworkArchitecture, ResNet, build, check_size
+from noisysam.models.networks import Model, build, check, find, weights_file
+from noisysam.models.resnet import MODELS, Architecture, ResNet
 
 __all__ = [
-    "MODELS",
-    "Architecture",
-    "BatchNorm",
-    "LastActivation",
-    "NetworkArchitecture",
-    "ResNet",
-    "build",
-    "check_size",
-    "compiled",
-]
+    "MODELS", "Architecture", "BatchNorm", "LastActivation", "Model", "ResNet", "build", "check", "compiled", "find",
+    "weights_file",
+]  # fmt: skip

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from noisysam.core.errors import DamagedFile, RunLocked, UserError
 from noisysam.core.files import atomic, read_json, write_json
 from noisysam.runs.schema import PROBE_SCHEMA, RunRecord, RunStatus, Status, StudyPlan, read
+from noisysam.runs.summary import collapsed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,9 +122,34 @@ class RunFolder:
 
     @property
     def confusion(self) -> npt.NDArray[np.int64] | None:
-        """Test images by class (rows) and predicted class (columns) at the end; None where it was not recorded."""
+        """Test images by class (rows) and predicted class (columns) at the end; None where it was not recorded,
+        ``DamagedFile`` where it cannot be read."""
         path = self.path / "confusion.csv"
-        return np.loadtxt(path, dtype=np.int64, delimiter=",", ndmin=2) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            counts = np.loadtxt(path, dtype=np.int64, delimiter=",", ndmin=2)
+        except (OSError, ValueError) as error:
+            raise DamagedFile(path, f"cannot be read ({error})") from None
+        if counts.shape[0] != counts.shape[1] or not counts.size:
+            raise DamagedFile(path, f"a square table was expected, not {counts.shape[0]} x {counts.shape[1]}")
+        return counts
+
+    @property
+    def collapsed(self) -> bool | None:
+        """Whether the predictions of the finished run fell to one class (``summary.collapsed``); None where that is not
+        known. Records of earlier versions do not say it: it is then computed from confusion.csv."""
+        record = self.sound_record
+        if record is None or record["status"] != "finished":
+            return None
+        if "collapsed" in record:
+            return record["collapsed"]
+        try:
+            counts = self.confusion
+        except DamagedFile as error:
+            warnings.warn(str(error), stacklevel=2)
+            return None
+        return None if counts is None else collapsed(counts)
 
     def write_confusion(self, counts: npt.NDArray[np.int64]) -> None:
         """Replace confusion.csv."""
@@ -181,6 +207,9 @@ def _number(text: str) -> float | None:
 def confusion_text(counts: npt.NDArray[np.int64]) -> str:
     """The content of confusion.csv."""
     return "".join(",".join(map(str, row)) + "\n" for row in counts.tolist())
+
+
+STUDY = r"\w[\w +.-]{0,99}"  # the name of a study
 
 
 def study_path(store: Path, name: str) -> Path:

@@ -17,8 +17,9 @@ from noisysam.core import files
 from noisysam.core.errors import FieldError, UserError
 from noisysam.runs import record as record_files
 from noisysam.runs.config import RunConfig, validate
-from noisysam.runs.problem import load_dataset, noise_labels
+from noisysam.runs.problem import load_dataset, noise_labels, weights_digest
 from noisysam.runs.schema import RECORD_SCHEMA
+from noisysam.runs.summary import noise_name
 from noisysam.studies.study_file import Lines, Place, StudyFile, Values, _read, read
 
 
@@ -36,7 +37,7 @@ class Cell:
     def label(self) -> str:
         """A short description of the cell."""
         c = self.config
-        return f"{self.row} | {c.noise_type} {c.noise:g} | seed {c.seed}"
+        return f"{self.row} | {noise_name(c.noise_type, c.noise)} | seed {c.seed}"
 
 
 # planning
@@ -189,7 +190,7 @@ class Digests:
     """Digests of data and labels, which are part of the keys. Labels are drawn once for all cells that use them."""
 
     LABELS = ("noise_type", "noise", "noise_seed", "noise_draw")
-    DATA = ("dataset", "data_dir", "train_subset", "subset_seed")
+    DATA = ("dataset", "data_dir", "image_size", "train_subset", "subset_seed")
 
     def __init__(self) -> None:
         self.known: dict[Any, dict[str, str]] = {}
@@ -201,7 +202,7 @@ class Digests:
         problem = (*of_data, *(getattr(config, name) for name in self.LABELS))
         split = (*of_data, config.val_fraction)
         if problem not in self.known or split not in self.splits:
-            dataset = load_dataset(config.dataset, config.data_dir)
+            dataset = load_dataset(config.dataset, config.data_dir, config.image_size)
             clean, size = dataset.train_labels.numpy(), config.train_subset
             chosen = np.arange(len(clean))
             if size is not None:
@@ -212,7 +213,7 @@ class Digests:
             if problem not in self.known:
                 labels = noise_labels(config, dataset, chosen).digest
                 self.known[problem] = {"data": dataset.digest, "labels": labels}
-        return self.known[problem]
+        return {**self.known[problem], **weights_digest(config)}
 
 
 def _unequal(first: Cell, cell: Cell) -> str:
@@ -230,12 +231,14 @@ def _unequal(first: Cell, cell: Cell) -> str:
 
 
 def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
-    """Write the plan of a study to the store and return its name, the stem of the file name.
+    """Write the plan of a study to the store and return its name, that of its file where the file gives none.
 
     The seeds of the first plan remain the planned seeds. Seeds that are added to the file later are listed separately,
     with the date on which they were first seen.
     """
-    study, place = read(path), record_files.study_path(store, path.stem)
+    study = read(path)
+    name = study.name or path.stem
+    place = record_files.study_path(store, name)
     seeds = list(dict.fromkeys(cell.config.seed for cell in cells))
     earlier = files.read_json(place) if place.exists() else {}
     planned = earlier.get("planned_seeds") or list(dict.fromkeys(c["seed"] for c in earlier.get("cells", []))) or seeds
@@ -244,7 +247,7 @@ def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
     added |= {str(seed): today for seed in seeds if seed not in planned and str(seed) not in added}
     content = {
         "schema": RECORD_SCHEMA,
-        "name": path.stem,
+        "name": name,
         "file": path.read_text(),
         "published": study.published,
         "claims": study.claims,
@@ -265,7 +268,7 @@ def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
     }
     if content != earlier:
         files.write_json(place, content)
-    return path.stem
+    return name
 
 
 def load(store: Path, name: str) -> list[Cell]:

@@ -1,5 +1,7 @@
 """Study files: YAML, parsed with the line of each field."""
 
+import difflib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from noisysam.core.errors import UserError
 from noisysam.core.text import one_line
 from noisysam.core.untrusted import check_file, unusable
-from noisysam.core.validation import explain
+from noisysam.core.validation import explain, named
+from noisysam.runs.config import RunConfig
+from noisysam.runs.record import STUDY
 
 Values = dict[str, Any]
 
@@ -26,6 +30,9 @@ class StudyFile(BaseModel):
     include: str | None = Field(
         None, description="another study file, by its path from this one: its base and rows lie below those given here"
     )
+    name: str | None = Field(
+        None, pattern=f"^{STUDY}$", description="the study's name in the store (default: that of the file)"
+    )
     base: Values = Field({}, description="values of every cell; as in a row, noise may be a mapping")
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         {}, description="fields that are crossed with the rows, each a list of values"
@@ -33,7 +40,8 @@ class StudyFile(BaseModel):
     rows: dict[str, Values] = Field(
         min_length=1,
         description="named rows of the table, each with its values; noise may be a mapping from rates to the values"
-        " that hold at that rate alone: SAM: {opt: sam, noise: {0.8: {rho: 0.05}}}; seeds may name those of the row",
+        " that hold at that rate alone: SAM: {opt: sam, noise: {0.8: {rho: 0.05}}}; seeds may name those of the row;"
+        " without rows, each combination of the grid's other fields than noise is one",
     )
     seeds: list[int] = Field([0], min_length=1, description="seeds; the noise seed is the same number")
     retries: int = Field(0, ge=0, description="how often a failed run is tried again")
@@ -72,8 +80,15 @@ def read(path: Path) -> StudyFile:
     return _read(path)[0]
 
 
+def study_name(path: Path) -> str:
+    """The name that the study of a file has in a store, where the file is at hand; else the file's own."""
+    return (path.is_file() and read(path).name) or path.stem
+
+
 def _read(path: Path) -> tuple[StudyFile, Lines]:
     content, lines = _content(path)
+    if content.get("rows", {}) == {}:
+        content |= _rows_of_grid(content.get("grid", {}))
     try:
         study = StudyFile.model_validate(content)
     except ValidationError as error:
@@ -87,6 +102,20 @@ def _read(path: Path) -> tuple[StudyFile, Lines]:
                 if row not in study.rows and not any(row.startswith(f"{known}, ") for known in study.rows):
                     raise UserError(f"{where}, number {number}: no row {row!r} (there are {', '.join(study.rows)})")
     return study, lines
+
+
+NOISE = ("noise", "noise_type")  # columns of a table, not rows
+
+
+def _rows_of_grid(grid: Any) -> Values:
+    """The grid of a study that names no rows, divided: each combination of the fields that are not of the noise is a
+    row, 'opt=sam, rho=0.1'."""
+    if not isinstance(grid, dict) or not all(isinstance(values, list) for values in grid.values()):
+        return {}  # which is reported with its line
+    fields = [name for name in grid if name not in NOISE]
+    points = [dict(zip(fields, point, strict=True)) for point in itertools.product(*(grid[name] for name in fields))]
+    rows = {", ".join(f"{name}={value}" for name, value in point.items()) or "all": point for point in points}
+    return {"rows": rows, "grid": {name: values for name, values in grid.items() if name in NOISE}}
 
 
 def _content(path: Path, above: tuple[Path, ...] = ()) -> tuple[Values, Lines]:
@@ -146,8 +175,16 @@ def _parse(path: Path) -> tuple[Values, Lines]:
         raise UserError(f"{path}: a mapping with base, grid, rows and seeds was expected")
     for name in content:
         if name not in StudyFile.model_fields and isinstance(name, str):
-            raise UserError(f"{lines.at(path, (name,))}: {name}: there is no such option")
+            raise UserError(f"{lines.at(path, (name,))}: {named(name)}: there is no such option{_hint(name)}")
     return content, lines
+
+
+def _hint(name: str) -> str:
+    """What somebody meant who wrote ``name`` at the top of a file."""
+    near = difflib.get_close_matches(name, StudyFile.model_fields, n=1)
+    if near:
+        return f", did you mean {near[0]}?"
+    return "; a field of the configuration stands in base, grid or a row" if name in RunConfig.model_fields else ""
 
 
 def _check_depth(text: str) -> None:

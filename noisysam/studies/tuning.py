@@ -260,7 +260,7 @@ def tuned(path: Path, target: Path, asked: Range, found: Sequence[Best], cells: 
         config = next(cell.config for cell in cells if cell.row == best.row)
         value: Any = {**getattr(config, name), option: best.value} if option else best.value
         changed[best.row] = {name: value}
-    content = study.model_dump(mode="json", exclude={"include", "base", "rows"}, exclude_defaults=True)
+    content = study.model_dump(mode="json", exclude={"include", "name", "base", "rows"}, exclude_defaults=True)
     content = {"include": relpath(path, target.parent), **content, "rows": changed}
     told = "".join(f"# {b.row}: {b.accuracy:.4f} over {b.trials} trials\n" for b in found)
     return (

@@ -53,6 +53,29 @@ AUTHORS: dict[str, tuple[str, float]] = {
     "disc": ("JackYFL/DISC@a21e910 algorithms/DISC.py, losses/loss_mixup.py", 1e-6),
     "sop": ("shengliu66/SOP@4d991ce model/loss.py, train.py", 1e-6),
     "pes": ("tmllab/2021_NeurIPS_PES@ec5290d PES_cs.py, common/tools.py", 1e-6),
+    "joint-optimization": ("DaikiTanaka-UT/JointOptimization@7e7a30d first_step_train.py, second_step_train.py", 1e-6),
+    "pencil": ("yikun2019/PENCIL@8a89ed5 PENCIL.py", 1e-6),
+    "nlnl": (
+        "ydkim1293/NLNL-Negative-Learning-for-Noisy-Labels@921dec4 main_NL.py, main_PL.py, main_pseudo1.py,"
+        " main_pseudo2.py",
+        1e-6,
+    ),
+    "adacorr": ("pingqingsheng/LRT@ba1ede6 LRTcorrect.py", 1e-6),
+    "plc": ("pxiangwu/PLC@8c2bcfd cifar/train.py, utils.py", 1e-6),
+    "co-learning": (
+        "chengtan9907/Co-learning@9d709ed algorithms/Colearning.py, losses/loss_ntxent.py, losses/loss_structrue.py",
+        1e-5,
+    ),
+    "jo-src": ("NUST-Machine-Intelligence-Laboratory/Jo-SRC@e5c8bd9 cifar100.py", 1e-6),
+    "augdesc": ("KentoNishi/Augmentation-for-LNL@908a22b train_cifar.py, dataloader_cifar.py", 1e-5),
+    "longremix": (
+        "filipe-research/LongReMix@567c89b Train_cifar_longremix_stage1.py, Train_cifar_longremix_stage2.py",
+        0.0,
+    ),
+    "unicon": (
+        "nazmul-karim170/UNICON-Noisy-Label@616dc49 Train_cifar.py, dataloader_cifar.py, Contrastive_loss.py",
+        1e-5,
+    ),
     "co-teaching": ("bhanML/Co-teaching@7c7fbe2 loss.py, main.py", 1e-6),
     "co-teaching+": ("arXiv 1901.04215 Algorithm 1; xingruiyu/coteaching_plus@a68ed61 loss.py, main.py", 1e-6),
     "jocor": ("hongxin001/JoCoR@86db359 algorithm/loss.py, algorithm/jocor.py", 1e-6),
@@ -129,9 +152,9 @@ def step(
         (gradient,) = torch.autograd.grad(objective, z, retain_graph=True)
         own = method.auxiliary_optimizer()
         if own is not None:
-            for p, g in zip(
-                method.parameters(), torch.autograd.grad(objective, list(method.parameters())), strict=True
-            ):
+            parameters = list(method.parameters())
+            grads = torch.autograd.grad(objective, parameters, materialize_grads=True)
+            for p, g in zip(parameters, grads, strict=True):
                 p.grad = g
             own.step()
         found.append((float(objective.detach()), gradient, task))
