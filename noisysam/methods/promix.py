@@ -15,6 +15,7 @@ from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, one_hot
 from noisysam.methods.dividemix import sharpen
 from noisysam.methods.mixup import mix
+from noisysam.methods.recipe import PublishedRecipe
 from noisysam.methods.semi import Policy, partners
 
 LENGTH = 600  # epochs of the authors' training
@@ -83,6 +84,20 @@ class ProMix(Method):
         if dataset == "cifar100":
             chosen |= {"tau": 0.95, "warmup": 30 / LENGTH, "debias": 0.5}
         return chosen
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="Justherozen/ProMix@40d8378 Train_promix.py, run.sh",
+            model="resnet18",
+            augment="standard",
+            batch=256,
+            epochs=LENGTH,
+            lr=0.05,
+            weight_decay=5e-4,
+            schedule="cosine",
+            lr_min=0.05e-3,
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.labels, classes, device = labels, self.info.classes, labels.device

@@ -181,8 +181,13 @@ def test_pes_semi(share: float) -> None:
     parts = []
     for part in stages(method, lambda which: torch.zeros(n, CLASSES)):
         method.on_stage(labels)
-        parts.append((part.settings["epochs"], part.start, part.fresh, part.trainable, part.settings.get("lr")))
-    assert parts == [(20, "scratch", 0, None, None), (5, "continue", 1, 1, 1e-4), (280, "continue", 0, None, None)]
+        places_of = (part.fresh, part.trainable, part.frozen, part.schedule_epoch)
+        parts.append((part.settings["epochs"], part.start, *places_of, part.settings.get("lr")))
+    assert parts == [  # the new head is in no optimizer of the authors but the one of its own
+        (20, "scratch", 0, None, 0, 0, None),
+        (5, "continue", 1, 1, 0, None, 1e-4),
+        (280, "continue", 0, None, 1, 20, None),
+    ]
     for number in (0, 7, 200):
         views = [
             3 * hot(torch.where(wrong, (labels + 1) % (CLASSES - 1), labels)) + some_logits(n, CLASSES, seed=number + v)
