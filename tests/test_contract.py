@@ -58,6 +58,7 @@ OWN_OPTIONS: dict[str, dict[str, Any]] = {
     "cores2-consistency": {"length": 1.0, "stop": 0.5, "strong": "standard"},
     "pes-semi": {"first": 0.5, "second": 1},
     "disc": {"start": 1, "strong": "standard"},
+    "promix": {"warmup": 0.5, "ramp": 0.5, "strong": "standard"},
 }
 OF_TRAINING = (  # what they decide depends on the steps taken before
     "o2u", "incv", "forward", "backward", "pes", "t-revision", "cal", "cores2-consistency", "pes-semi",
@@ -71,6 +72,7 @@ VIEWS: dict[str, Callable[[dict[str, Any]], int]] = {  # of a row, where they ch
     "f-divergence": lambda line: 1 + line["stage"],
     "cores2-consistency": lambda line: 1 + 2 * line["stage"],
     "disc": lambda line: 2 + 2 * (line["epoch"] == 1),
+    "promix": lambda line: 1 + 5 * (line["epoch"] == 1),
     "unicon": lambda line: 1,  # in the warm-up
 }
 CHOOSE = {("incv", 0), ("incv", 1), ("incv", 2), ("pes", 3), ("cores2-consistency", 1), ("pes-semi", 2)}  # stages
@@ -239,6 +241,7 @@ ASIDE: dict[str, Callable[[dict[str, Any]], int]] = {
     "m-dyr-h": lambda line: (SAMPLES + STEPS * ROWS) * (line["epoch"] == 1),
     "o2u": lambda line: SAMPLES * ((line["stage"], line["epoch"]) == (2, 1)),
     "ssr": lambda line: 2 * SAMPLES,
+    "promix": lambda line: (2 * SAMPLES + 2 * STEPS * ROWS) * (line["epoch"] == 1),
     "jo-src": lambda line: 2 * STEPS * ROWS * (line["epoch"] == 1),
 }
 

@@ -51,6 +51,7 @@ from noisysam.methods import (  # noqa: F401  (they register)
     pes,
     pes_semi,
     plc,
+    promix,
     reed,
     rog,
     sce,

@@ -49,6 +49,7 @@ AUTHORS: dict[str, tuple[str, float]] = {
     ),
     "t-revision": ("xiaoboxia/T-Revision@b598cf2 main.py, loss.py, tools.py", 1e-6),
     "pes-semi": ("tmllab/2021_NeurIPS_PES@ec5290d PES_semi.py", 1e-6),
+    "promix": ("Justherozen/ProMix@40d8378 Train_promix.py, utils/utils.py, utils/fmix.py", 1e-5),
     "disc": ("JackYFL/DISC@a21e910 algorithms/DISC.py, losses/loss_mixup.py", 1e-6),
     "sop": ("shengliu66/SOP@4d991ce model/loss.py, train.py", 1e-6),
     "pes": ("tmllab/2021_NeurIPS_PES@ec5290d PES_cs.py, common/tools.py", 1e-6),
