@@ -50,6 +50,7 @@ from noisysam.methods import (  # noqa: F401  (they register)
     pencil,
     pes,
     pes_semi,
+    pgdf,
     plc,
     promix,
     reed,

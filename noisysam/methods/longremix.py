@@ -8,11 +8,13 @@ from torch import Tensor
 
 from noisysam.methods.base import METHODS, PredictTrainingSet, Stage, StageContext
 from noisysam.methods.dividemix import DivideMix, DivideMixOptions
-from noisysam.methods.recipe import PublishedRecipe
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 
 class LongReMixOptions(DivideMixOptions):
-    confident: int = Field(5, ge=1, description="epochs in a row that a sample must be clean in the first training (5)")
+    confident: Epochs = Field(
+        5, ge=1, description="epochs in a row that a sample must be clean in the first training (5)"
+    )
     searched: float = Field(
         0.5, gt=0, le=1, description="share of the first training, at its end, that the set is taken from (150 of 300)"
     )
