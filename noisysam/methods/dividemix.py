@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import BaseModel, Field
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -53,9 +53,9 @@ class DivideMix(Method):
         without the penalty (tests/parity); mixture, pools, targets and loss by hand.
     """
 
-    Options = DivideMixOptions
-    requires = ("one process",)
-    provides = ("one view",)
+    Options: ClassVar[type[BaseModel]] = DivideMixOptions
+    requires: ClassVar[tuple[str, ...]] = ("one process",)
+    provides: ClassVar[tuple[str, ...]] = ("one view",)
     networks = 2
     smooths = False
     clean: Tensor
@@ -97,7 +97,7 @@ class DivideMix(Method):
     @property
     def first_division(self) -> int:
         """The epoch in which the losses are first taken in."""
-        return self.options.warmup  # type: ignore[no-any-return]
+        return self.options.warmup
 
     def labelled(self, k: int) -> Tensor:
         """Which samples (n,) network k holds for clean."""
@@ -169,7 +169,7 @@ class DivideMix(Method):
     @property
     def warming_up(self) -> bool:
         """Whether the confidence penalty, if there is one, belongs to the loss."""
-        return self.epoch < self.options.warmup  # type: ignore[no-any-return]
+        return self.epoch < self.options.warmup
 
     def loss(self, logits: Tensor, task: Task) -> Tensor:
         """Cross-entropy on labelled rows, squared error on unlabelled ones, and the prior on the mean prediction."""

@@ -58,7 +58,7 @@ class LongReMix(DivideMix):
     @property
     def first_division(self) -> int:
         o = self.options
-        return o.warmup if self.final else max(1, o.warmup - o.confident + 1)  # type: ignore[no-any-return]
+        return o.warmup if self.final else max(1, o.warmup - o.confident + 1)
 
     def on_epoch(self, epoch: int, predict: PredictTrainingSet) -> None:
         super().on_epoch(epoch, predict)
