@@ -30,6 +30,8 @@ PINNED = {
     "resnet18": 11_173_962,
     "resnet34": 21_282_122,
     "wrn-28-10": 36_479_194,
+    "cnn9": 4_432_522,
+    "cnn8": 1_638_762,
 }
 # Millions of parameters as the papers print them (arXiv 1512.03385 table 6, arXiv 1605.07146 table 4).
 PUBLISHED = {
@@ -95,6 +97,54 @@ def test_larger_models_by_formula() -> None:
     opening = 2 * (16 + 3 * 160 + 160 + 3 * 320 + 320 + 3 * 640)
     inside = 2 * 4 * (160 + 320 + 640)
     assert PINNED["wrn-28-10"] == 27 * 16 + body + projections + opening + inside + 2 * 640 + 6410
+
+
+def test_plain_networks_by_formula() -> None:
+    """The authors' have biases of 2,304 (Co-teaching) and 1,032 (APL) before their norms, which take them away."""
+    pairs = [(3, 128), (128, 128), (128, 128), (128, 256), (256, 256), (256, 256), (256, 512), (512, 256), (256, 128)]
+    convolutions = sum(9 * i * o for i, o in pairs)
+    assert PINNED["cnn9"] == convolutions + 2 * sum(o for _, o in pairs) + 128 * 10 + 10
+    pairs = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 196), (196, 196)]
+    dense = 4 * 4 * 196 * 256
+    assert PINNED["cnn8"] == sum(9 * i * o for i, o in pairs) + dense + 2 * (sum(o for _, o in pairs) + 256) + 2570
+
+
+def test_nine_convolutions_beside_the_authors_forward() -> None:
+    """bhanML/Co-teaching model.py, evaluated: pooling after three and six layers, no padding in the last three."""
+    network = build("cnn9", 10, width=0.125).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(1))
+            module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
+    x = h = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(convolutions) == 9
+    for layer, (convolution, norm) in enumerate(zip(convolutions, norms, strict=True), start=1):
+        h = F.conv2d(h, convolution.weight, padding=0 if layer > 6 else 1)
+        h = F.batch_norm(h, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        h = F.leaky_relu(h, 0.01)
+        h = F.max_pool2d(h, 2) if layer in (3, 6) else h
+    assert h.shape[2:] == (2, 2)
+    expected = F.linear(F.avg_pool2d(h, 2).flatten(1), network.head.weight, network.head.bias)
+    torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)
+    assert sum(isinstance(m, nn.Dropout2d) and m.p == 0.25 for m in network.modules()) == 2
+
+
+def test_eight_layers_beside_the_authors_forward() -> None:
+    """HanxunH/Active-Passive-Losses models.py ToyModel, evaluated: its dense layer reads the flattened 4 x 4 image."""
+    network = build("cnn8", 10, width=0.25).eval()
+    x = h = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    for layer, (convolution, norm) in enumerate(zip(convolutions, norms, strict=True), start=1):
+        if layer < 7:
+            h = F.conv2d(h, convolution.weight, padding=1)
+        else:
+            h = F.linear(h.flatten(1), convolution.weight.flatten(1))[:, :, None, None]
+        h = F.relu(F.batch_norm(h, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+        h = F.max_pool2d(h, 2) if layer in (2, 4, 6) else h
+    torch.testing.assert_close(network(x), F.linear(h.flatten(1), network.head.weight, network.head.bias))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -265,6 +315,8 @@ def test_bad_arguments_are_told_in_one_line(arguments: dict[str, object], messag
         ("resnet44", 0.5, "none"),
         ("resnet32-wide", 0.125, "none"),
         ("preact-resnet18", 0.125, "group"),
+        ("cnn9", 0.125, "batch"),
+        ("cnn8", 0.25, "group"),
     ],
 )
 def test_a_few_steps_reduce_the_loss(name: str, width: float, norm: str) -> None:
@@ -286,7 +338,7 @@ def test_a_few_steps_reduce_the_loss(name: str, width: float, norm: str) -> None
     assert losses[-1] < 0.3 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet32-wide"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet32-wide", "cnn9", "cnn8"])
 def test_bf16_autocast_and_whole_graph_compilation(name: str) -> None:
     network = build(name, 10, width=SMALL[name]).eval()
     x = torch.rand(2, 3, 16, 16)

@@ -9,38 +9,60 @@ from pydantic import BaseModel, create_model
 
 from noisysam.core.errors import UserError
 from noisysam.methods import (  # noqa: F401  (they register)
+    adacorr,
+    augdesc,
     backward,
     bootstrap,
+    cal,
     cdr,
     ce,
+    co_learning,
     co_teaching,
     co_teaching_plus,
+    cores2,
+    cores2_consistency,
     decoupling,
+    disc,
     dividemix,
     elr,
     elr_plus,
+    f_divergence,
     forward,
     gce,
     gce_truncated,
     gjs,
     incv,
+    jo_src,
     jocor,
+    joint_optimization,
     label_smoothing,
+    longremix,
     m_dyr_h,
     mae,
     mentormix,
     mentornet,
     mixup,
     nce_rce,
+    nlnl,
     nts,
     o2u,
+    peer,
+    pencil,
     pes,
+    pes_semi,
+    pgdf,
+    plc,
+    promix,
     reed,
     rog,
     sce,
     selc,
     sop,
+    sop_plus,
     ssr,
+    t_revision,
+    unicon,
+    volminnet,
 )
 from noisysam.methods.base import METHODS, Method, Options, RunInfo, Stage, StageContext, parse, validated
 from noisysam.methods.recipe import PublishedRecipe, scaled_options
@@ -76,9 +98,14 @@ def compose(name: str) -> type[Method]:
             raise UserError(f"methods {part.name} and {other.name} do not combine: rows of {other.name} have no index")
     own = tuple(part.Options for part in parts if part.Options is not Options)
     fields = create_model("Options", __base__=own or (Options,))
+
+    def published(cls: type[Method], dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
+        return {k: v for part in parts for k, v in part.published(dataset, noise_type, noise).items()}
+
     body: dict[str, Any] = {
         "Options": fields,
         "name": name,
+        "published": classmethod(published),
         "smooths": all(part.smooths for part in parts),
         "requires": tuple(dict.fromkeys(need for part in parts for need in part.requires)),
         "provides": tuple(what for what in Method.provides if all(what in part.provides for part in parts)),
@@ -95,7 +122,7 @@ def definer(part: type[Method], hook: str) -> type[Any]:
 
 HOOKS = (  # of which one part alone may have its own
     "stages", "on_stage", "auxiliary_optimizer", "on_epoch", "subset", "on_evaluation", "batches", "tasks", "plan",
-    "loss", "transform_gradient", "outputs", "networks", "published",
+    "loss", "transform_gradient", "outputs", "networks",
 )  # fmt: skip
 
 

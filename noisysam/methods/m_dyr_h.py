@@ -91,10 +91,14 @@ class DynamicBootstrap(Method):
         loss = -(task.labels * log_p).sum(1)
         if "mean" not in task.plan:
             return loss
-        mean = task.plan["mean"]
-        divergence = -math.log(logits.shape[1]) - mean.log().mean(1)
-        tangent = 1 - (log_p.exp() / mean).mean(1)  # of mean zero over the batch at w
-        return loss + self.options.penalty * (divergence + tangent)
+        return loss + self.options.penalty * divergence(log_p.exp(), task.plan["mean"])
+
+
+def divergence(p: Tensor, mean: Tensor) -> Tensor:
+    """KL(uniform || mean prediction) for each row (n,) by its tangent at ``mean`` (n, K, equal rows), the batch's mean
+    at w: its mean over the batch has the value and the gradient of the KL there, and rows do not depend on others."""
+    tangent = 1 - (p / mean).mean(1)  # of mean zero over the batch at w
+    return -math.log(p.shape[1]) - mean.log().mean(1) + tangent
 
 
 def probability_noisy(losses: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from noisysam.core.errors import UserError
-from noisysam.core.registry import Registry
+from noisysam.core.registry import Registry, call_fault
 from noisysam.models.blocks import GROUPS, BasicBlock, LastActivation, Layers, PreActBlock
 
 
@@ -88,7 +88,13 @@ class Architecture:
         return ResNet(blocks, inputs, classes)
 
 
-MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+def _fault(item: object) -> str | None:
+    """Why something cannot be a model."""
+    own = isinstance(item, Architecture)
+    return None if own else call_fault(item, ("classes", "channels", "size"), "the function or class")
+
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model", _fault)
 
 
 WIDTH, PARAMETERS = 1000, 10**9  # limits; 10^9 parameters take 4 GB in float32
@@ -128,20 +134,24 @@ def _scale(width: float, norm: str) -> Callable[[int], int]:
 
 @lru_cache
 def check_size(name: str, classes: int, channels: int, width: float, norm: str) -> None:
-    """``UserError`` if a ResNet would have too many parameters. Nothing is allocated."""
+    """``UserError`` if a network would have too many parameters. Nothing is allocated."""
     if width > WIDTH:
         raise UserError(f"--width {width:g}: at most {WIDTH}")
-    architecture = MODELS[name]
-    assert isinstance(architecture, Architecture)
     with torch.device("meta"):
-        network = architecture(classes, channels, _scale(width, norm), norm)
+        network = MODELS[name](classes, channels, _scale(width, norm), norm)
     count = sum(p.numel() for p in network.parameters())
     if count > PARAMETERS:
         raise UserError(f"--width {width:g}: {name} would have {count:,} parameters, more than {PARAMETERS:,}")
 
 
-def resnet(architecture: Architecture, classes: int, channels: int, width: float, norm: str) -> ResNet:
-    """A registered ResNet with initial weights from torch's default generator."""
+def scaled(
+    architecture: Callable[[int, int, Callable[[int], int], str], ResNet],
+    classes: int,
+    channels: int,
+    width: float,
+    norm: str,
+) -> ResNet:
+    """A network of this width and norm with initial weights from torch's default generator."""
     network = architecture(classes, channels, _scale(width, norm), norm)
     _initialise(network, norm)
     return network

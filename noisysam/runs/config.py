@@ -54,8 +54,8 @@ class RunConfig(BaseModel):
     data_dir: Annotated[Path | None, Unkeyed()] = Field(
         None, description="folder of the data sets; else NOISYSAM_DATA_DIR, else ./data"
     )
-    augment: Literal["none", "standard", "color", "rand"] = Field(
-        "standard", description="none; crop and flip; with colour distortion; with RandAugment"
+    augment: Literal["none", "standard", "color", "rand", "auto"] = Field(
+        "standard", description="none; crop and flip; with colour distortion; RandAugment; AutoAugment and cutout"
     )
     train_subset: int | None = Field(None, ge=2, description="class-balanced number of training images (default: all)")
     subset_seed: int = Field(0, ge=0, description="seed of the choice of --train-subset")
