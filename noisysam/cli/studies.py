@@ -207,7 +207,8 @@ def _train(
 
     parent = _parent(uri, name)
     show = not engine.parallel and not sys.stderr.isatty()
-    job = sweeping.TrainCell(store, uri, name, parent, engine.threads, show and not blind, deadline)
+    parents = _row_parents(uri, name, parent, cells)
+    job = sweeping.TrainCell(store, uri, name, parents, engine.threads, show and not blind, deadline)
     running = sweeping.Sweep(cells, store, job, engine, retries, retry_failed, deadline)
     note(f"{name}: {len(running.cells)} cells, {running.left} to do")
     try:
@@ -238,8 +239,22 @@ def _parent(uri: str | None, name: str) -> str | None:
     try:
         return tracking.open_study(uri, name)
     except (RunFailed, UserError) as error:
-        note(f"noisysam: warning: {error}; `noisysam track --sync` sends the records later")
+        note(f"noisysam: warning: {error}; `noisysam sync` sends the records later")
         return None
+
+
+def _row_parents(uri: str | None, name: str, parent: str | None, cells: Sequence[Any]) -> dict[str, str]:
+    """The runs of the study's rows in MLflow, by row; empty if tracking is off or the store cannot be reached."""
+    if uri is None or parent is None:
+        return {}
+    from noisysam import tracking
+    from noisysam.training.progress import note
+
+    try:
+        return tracking.open_rows(uri, name, parent, [cell.row for cell in cells])
+    except (RunFailed, UserError) as error:
+        note(f"noisysam: warning: {error}; `noisysam sync` sends the records later")
+        return {}
 
 
 def _sync(name: str, sweep: Any, uri: str, parent: str | None) -> None:
