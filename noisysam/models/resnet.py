@@ -41,8 +41,12 @@ class ResNet(nn.Module):
         yield "head", self.head
 
 
+class Scalable:
+    """An architecture of this package, whose channels are multiplied by --width: see ``networks.build``."""
+
+
 @dataclass
-class Architecture:
+class Architecture(Scalable):
     """What tells one ResNet from another; ``summary`` becomes the docstring that lists print.
 
     ``widths`` and ``depths`` are channels and blocks of each stage; the first stage keeps the resolution, each later
@@ -90,7 +94,7 @@ class Architecture:
 
 def _fault(item: object) -> str | None:
     """Why something cannot be a model."""
-    own = isinstance(item, Architecture)
+    own = isinstance(item, Scalable)
     return None if own else call_fault(item, ("classes", "channels", "size"), "the function or class")
 
 

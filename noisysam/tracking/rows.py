@@ -165,8 +165,10 @@ class Rows:
         for tag, value in _tags(cells, search).items():
             if run.data.tags.get(tag) != value:
                 self.client.set_tag(run.info.run_id, tag, value)
-        over = all(cell.ended for cell in cells)
-        self.client.set_terminated(run.info.run_id, STATUS["finished"] if over else "RUNNING")
+        if all(cell.ended for cell in cells):
+            self.client.set_terminated(run.info.run_id, STATUS["finished"])
+        else:
+            self.client.update_run(run.info.run_id, status="SCHEDULED")  # it waits for cells
 
     def _history(self, name: str) -> dict[Point, float]:
         """The points that the store has of a row."""
