@@ -15,6 +15,10 @@ from noisysam.core.registry import summary
 def registry(what: str) -> Any:
     """The registry of a kind."""
     from noisysam import data, methods, models, noise, optim, probes
+    from noisysam.core import plugins
+    from noisysam.studies.claims import CLAIM_KINDS
+
+    plugins.load_installed()
 
     return {
         "methods": methods.METHODS,
@@ -23,6 +27,7 @@ def registry(what: str) -> Any:
         "datasets": data.DATASETS,
         "noise": noise.NOISE,
         "probes": probes.PROBES,
+        "claims": CLAIM_KINDS,
     }[what]
 
 

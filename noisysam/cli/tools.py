@@ -38,7 +38,7 @@ def ui(study: str | None, tracking_uri: str | None, host: str, port: int, browse
 
 
 @cli.command("list", short_help="List methods, optimizers, models, data sets, noise types or probes.")
-@click.argument("what", type=click.Choice(["methods", "optimizers", "models", "datasets", "noise", "probes"]))
+@click.argument("what", type=click.Choice(["methods", "optimizers", "models", "datasets", "noise", "probes", "claims"]))
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--plugin", type=click.Path(path_type=Path), help="also list what this Python file registers")
 @click.option("--epochs", type=click.IntRange(1), help="length of the recipe of a method  [default: as published]")

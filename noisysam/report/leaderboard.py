@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from noisysam.core.text import printable
-from noisysam.report.tables import EARLIER, column_name, earlier, joined
+from noisysam.report.tables import EARLIER, column_name, earlier, joined, told_options
 from noisysam.runs.record import RunFolder, load_study, study_names
 from noisysam.runs.schema import RunRecord, StudyPlan
 
@@ -92,10 +92,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem with its recipes, the best ones first."""
+    """A problem with its recipes, the best ones first; settings that only some recipes have are among their options."""
 
     title: str
-    facts: tuple[str, ...]
+    facts: str
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
 
@@ -147,11 +147,11 @@ def _board(runs: Sequence[Run]) -> Problem:
         dict.fromkeys(columns[run.record["key"]] for run in sorted(runs, key=lambda run: _order(run, columns)))
     )
     recipes: dict[tuple[Any, ...], list[Run]] = {}
-    varied = _varied(runs)
+    usual = _usual(runs)
     for run in runs:
         recipes.setdefault(_recipe(run.record), []).append(run)
-    lines = [_line(own, names, columns, varied) for own in recipes.values()]
-    lines.sort(key=lambda line: (-sum(field is not None for field in line.fields), -_overall(line), line.name))
+    lines = [_line(own, names, columns, usual) for own in recipes.values()]
+    lines = _best_first(lines)
     first = runs[0].record
     data, digest = first["data"], str(first["digests"].get("data"))[:16]
     title = (
@@ -162,7 +162,7 @@ def _board(runs: Sequence[Run]) -> Problem:
     held = f"{data['val']:,} more held out with their noisy labels" if data["val"] else "none held out"
     facts = (
         f"{len(runs)} runs of {len(lines)} recipes; data {digest}; {held}; test accuracy (%) on {data['test']:,} images"
-        " at the last epoch, mean ± standard deviation over seeds.",
+        f" at the last epoch, mean ± standard deviation over seeds.{_said_usual(runs, usual)}"
     )
     return Problem(title, facts, tuple(names), tuple(lines))
 
@@ -196,13 +196,20 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     return {name: value for name, value in record["config"].items() if name not in APART}
 
 
-def _varied(runs: Sequence[Run]) -> set[str]:
-    """The settings that are not the same in all runs of a problem."""
-    found: dict[str, set[str]] = {}
+def _usual(runs: Sequence[Run]) -> dict[str, Any]:
+    """The most frequent value of each setting of a problem."""
+    found: dict[str, list[Any]] = {}
     for run in runs:
         for name, value in _settings(run.record).items():
-            found.setdefault(name, set()).add(str(value))
-    return {name for name, values in found.items() if len(values) > 1}
+            found.setdefault(name, []).append(value)
+    return {name: max(sorted(values, key=str), key=values.count) for name, values in found.items()}
+
+
+def _said_usual(runs: Sequence[Run], usual: Mapping[str, Any]) -> str:
+    """The usual values of settings that differ between runs."""
+    differ = [n for n, value in usual.items() if any(_settings(run.record).get(n) != value for run in runs)]
+    named = ", ".join(f"{name}={_short(usual[name])}" for name in differ if usual[name] is not None)
+    return f" Where the options do not say otherwise: {named}." if named else ""
 
 
 def _options(record: RunRecord) -> dict[str, Any]:
@@ -216,6 +223,13 @@ def _options(record: RunRecord) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _told(record: RunRecord) -> dict[str, Any]:
+    """Those of them that are shown."""
+    there, config = _options(record), record["config"]
+    told = told_options(config["opt"], record["method_options"], record["optimizer_options"])
+    return {name: value for name, value in there.items() if name in told}
+
+
 def _recipe(record: RunRecord) -> tuple[Any, ...]:
     """What makes two runs the same recipe, apart from noise and seed."""
     config = record["config"]
@@ -223,14 +237,17 @@ def _recipe(record: RunRecord) -> tuple[Any, ...]:
     return (config["method"], config["opt"], *(str(sorted(part.items(), key=str)) for part in parts))
 
 
-def _line(runs: Sequence[Run], names: Sequence[str], columns: Mapping[str, str], varied: set[str]) -> Line:
+def _line(runs: Sequence[Run], names: Sequence[str], columns: Mapping[str, str], usual: Mapping[str, Any]) -> Line:
     runs = sorted(runs, key=lambda run: (names.index(columns[run.record["key"]]), run.record["config"]["seed"]))
     first = runs[0].record
     config = first["config"]
     values: dict[str, list[float]] = {}
     for run in runs:
         values.setdefault(columns[run.record["key"]], []).append(run.record["results"]["last"])
-    shown = {**_options(first), **{n: v for n, v in _settings(first).items() if n in varied and v is not None}}
+    shown = _told(first)
+    for setting, value in _settings(first).items():
+        if value is not None and value != usual[setting]:
+            shown[f"--{setting}" if setting in shown else setting] = value
     name = config["opt"] if config["method"] == "ce" else f"{config['method']}, {config['opt']}"
     places = [place for run in runs for place in run.studies]
     spent = [run.record["cost"]["gradient_samples"] / max(run.record["data"]["train"], 1) for run in runs]
@@ -262,9 +279,16 @@ def _said(run: Run, columns: Mapping[str, str]) -> str:
     )
 
 
-def _overall(line: Line) -> float:
-    means = [field.mean for field in line.fields if field is not None]
-    return math.fsum(means) / len(means)
+def _best_first(lines: Sequence[Line]) -> list[Line]:
+    """By how far the means of a recipe are above those of the recipes in the same columns."""
+    columns = list(zip(*(line.fields for line in lines), strict=True))
+    typical = [statistics.fmean(field.mean for field in column if field is not None) for column in columns]
+
+    def ahead(line: Line) -> float:
+        there = [field.mean - mean for field, mean in zip(line.fields, typical, strict=True) if field is not None]
+        return statistics.fmean(there)
+
+    return sorted(lines, key=lambda line: (-round(ahead(line), 9), line.name, line.options))
 
 
 def page(boards: Sequence[Problem]) -> str:

@@ -418,13 +418,23 @@ def speed_remark(cells: Sequence[ReportCell]) -> str:
     )
 
 
+def told_options(opt: str, of_method: Mapping[str, Any], of_optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a table shows: all of the method; m, rho, and what is not its default of the optimizer."""
+    from noisysam.optim import OPTIMIZERS
+
+    fields = OPTIMIZERS[opt].Options.model_fields if opt in OPTIMIZERS else {}
+    usual = {name: field.default for name, field in fields.items() if name not in ("m", "rho")}
+    return {**of_method, **{n: v for n, v in of_optimizer.items() if n not in usual or v != usual[n]}}
+
+
 def _options(cells: Sequence[ReportCell], fields: Sequence[str]) -> str:
     """The options of a row's components, the settings in which rows of the study differ, and its plug-in; several
     values where they differ between its runs."""
     found: dict[str, list[Any]] = {}
     for cell in cells:
-        options = {**cell["method_options"], **cell["optimizer_options"], **{name: cell[name] for name in fields}}
-        for name, value in {**options, "plugin": cell["plugin"]}.items():
+        options = told_options(cell["opt"], cell["method_options"], cell["optimizer_options"])
+        settings = {f"--{n}" if n in options else n: cell[n] for n in fields}  # --warmup beside a method's warmup
+        for name, value in {**options, **settings, "plugin": cell["plugin"]}.items():
             if value is not None and name not in ("m", "rho"):
                 found.setdefault(name, []).append(shorten(str(value), SHORT, placeholder=" ..."))
     return ", ".join(f"{name}={' or '.join(dict.fromkeys(values))}" for name, values in found.items())

@@ -15,6 +15,7 @@ import numpy as np
 from noisysam import data
 from noisysam.core import files
 from noisysam.core.errors import FieldError, UserError
+from noisysam.runs import presets
 from noisysam.runs import record as record_files
 from noisysam.runs.config import RunConfig, validate
 from noisysam.runs.problem import load_dataset, noise_labels, weights_digest
@@ -26,7 +27,7 @@ from noisysam.studies.study_file import Lines, Place, StudyFile, Values, _read, 
 @dataclass(frozen=True)
 class Cell:
     """One run of a study: its place in the table and its configuration. ``for_rate``: the fields that the study sets
-    for single noise rates of this row, which are no settings of their own."""
+    for single noise rates of this row, or a published recipe by the noise, which are no settings of their own."""
 
     row: str
     config: RunConfig
@@ -64,7 +65,8 @@ def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
                 values |= {"seed": seed} if data_dir is None else {"seed": seed, "data_dir": data_dir}
                 where = Where(path, lines, row, rate, number)
                 config = where.validate(values)
-                cell = Cell(row, config, config.key(digests(config)), for_rate[row])
+                apart = {*for_rate[row], *(presets.by_noise(values) - set(study.grid))}
+                cell = Cell(row, config, config.key(digests(config)), tuple(sorted(apart)))
                 if (row, cell.key) in seen:  # two rows may share a run: it is trained once
                     raise UserError(f"{where()}: row {row!r} has the same run twice ({cell.label})")
                 seen[row, cell.key] = cell

@@ -72,6 +72,7 @@ AUTHORS: dict[str, tuple[str, float]] = {
         "filipe-research/LongReMix@567c89b Train_cifar_longremix_stage1.py, Train_cifar_longremix_stage2.py",
         0.0,
     ),
+    "pgdf": ("bupt-ai-cz/PGDF@f7b6de7 train_cifar_getPrior.py, train_cifar.py, dataloader_easy.py", 1e-5),
     "unicon": (
         "nazmul-karim170/UNICON-Noisy-Label@616dc49 Train_cifar.py, dataloader_cifar.py, Contrastive_loss.py",
         1e-5,
