@@ -1,5 +1,6 @@
 """The registered components and the machine, as data, as tables and as generated parts of pages."""
 
+import importlib
 import itertools
 import json
 import re
@@ -9,19 +10,20 @@ from typing import Any
 
 from noisysam.core.registry import summary
 
+REGISTRIES = {
+    "methods": ("noisysam.methods", "METHODS"),
+    "optimizers": ("noisysam.optim", "OPTIMIZERS"),
+    "models": ("noisysam.models", "MODELS"),
+    "datasets": ("noisysam.data", "DATASETS"),
+    "noise": ("noisysam.noise", "NOISE"),
+    "probes": ("noisysam.probes", "PROBES"),
+}
+
 
 def entries(what: str) -> list[dict[str, Any]]:
     """Name, summary, source and options of every component of a kind."""
-    from noisysam import data, methods, models, noise, optim, probes
-
-    registry: Any = {
-        "methods": methods.METHODS,
-        "optimizers": optim.OPTIMIZERS,
-        "models": models.MODELS,
-        "datasets": data.DATASETS,
-        "noise": noise.NOISE,
-        "probes": probes.PROBES,
-    }[what]
+    module, name = REGISTRIES[what]
+    registry: Any = getattr(importlib.import_module(module), name)
     found = []
     for name, item in sorted(registry.items()):
         entry: dict[str, Any] = {"name": name, "summary": summary(item), "source": item.source, "ledger": ledger(item)}

@@ -37,18 +37,33 @@ def ui(study: str | None, tracking_uri: str | None, host: str, port: int, browse
     serve(default_uri(tracking_uri), port, host, study, browser, click.echo)
 
 
+KINDS = {
+    "methods": "noise-robust methods, for --method",
+    "optimizers": "SGD, AdamW and the SAM family, for --opt",
+    "models": "networks, for --model",
+    "datasets": "data sets, for --dataset",
+    "noise": "kinds of label noise, for --noise-type",
+    "probes": "measurements of trained networks, for `noisysam probe`",
+}
+
+
 @cli.command("list", short_help="List methods, optimizers, models, data sets, noise types or probes.")
-@click.argument("what", type=click.Choice(["methods", "optimizers", "models", "datasets", "noise", "probes"]))
-@click.option("--plugin", type=click.Path(path_type=Path), help="also list what this Python file registers")
+@click.argument("what", type=click.Choice(list(KINDS)), required=False)
+@click.option("--plugin", "files", type=click.Path(path_type=Path), multiple=True,
+              help="also list what this Python file registers; repeatable")  # fmt: skip
 @json_option
-def list_(what: str, plugin: Path | None, as_json: bool) -> None:
-    """List the components of a kind with their options and sources."""
+def list_(what: str | None, files: tuple[Path, ...], as_json: bool) -> None:
+    """List the components of a kind with their options and sources; without a kind, what can be listed."""
+    if what is None:
+        click.echo(json.dumps(KINDS) if as_json else "\n".join(f"noisysam list {k:12} {v}" for k, v in KINDS.items()))
+        return
+    from noisysam.cli import recall
     from noisysam.cli.catalogue import details, entries
     from noisysam.core import plugins
 
-    if plugin is not None:
-        plugins.load(plugin)
-    found = entries(what)
+    for file in files:
+        plugins.load(file)
+    found = entries(what) if files else recall.entries(what)
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -95,7 +110,8 @@ def bench(
     data_dir: Path | None,
     peak_tflops: float | None,
 ) -> None:
-    """Measure the named parts, or all of them: loop, loader, steps, methods, memory, epoch, start, growth.
+    """Measure the named parts, or all of them: loop, loader, steps, methods, memory, epoch, start, growth,
+    reports.
 
     Cases that are compared take turns, round by round, in one process. Nothing else should run at the same time.
     """

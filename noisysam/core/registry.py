@@ -1,12 +1,15 @@
 """Named components: registered where they are defined, known by that to the CLI, the lists, the tests and the docs."""
 
 import difflib
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from noisysam.core.errors import UnknownName
 
 T = TypeVar("T")
+
+LONGEST = 200  # characters of the names in a message
 
 
 class Registry(Generic[T]):
@@ -40,7 +43,8 @@ class Registry(Generic[T]):
             return self._items[name]
         near = difflib.get_close_matches(name.lower(), self._items, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        raise UnknownName(self.kind, name, f"{hint} (known: {', '.join(self._items)})")
+        known = textwrap.shorten(", ".join(self._items), LONGEST, placeholder=" ...")
+        raise UnknownName(self.kind, name, f"{hint} (known: {known}; one of your own needs --plugin FILE)")
 
     def __contains__(self, name: object) -> bool:
         return name in self._items

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from noisysam import data, noise
+from noisysam.core.errors import UserError
 from noisysam.data.datasets import Dataset
 from noisysam.noise.labels import NoisyLabels
 from noisysam.runs.config import RunConfig
@@ -43,6 +44,8 @@ class Problem:
 
 def load_dataset(name: str, data_dir: Path | None) -> Dataset:
     """A data set, kept for the next run of the same process for as long as its file stays as it is."""
+    if name.endswith(".npz") and ":" not in name:
+        raise UserError(f"--dataset {name}: own data are given as npz:{name}")
     kind, _, file = name.partition(":")
     path = Path(file)
     changed = path.stat().st_mtime_ns if kind == "npz" and path.exists() else 0

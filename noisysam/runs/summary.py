@@ -6,9 +6,7 @@ import numpy as np
 
 from noisysam.noise.base import NOISE
 from noisysam.runs.config import RunConfig
-from noisysam.runs.measures import MEASURES
-
-EVALUATED_AT_THE_END = 10  # epochs that are evaluated whatever --eval-every says
+from noisysam.runs.measures import EVALUATED_AT_THE_END, MEASURES
 
 
 def noise_name(noise_type: str, rate: float) -> str:

@@ -26,11 +26,11 @@ from typing import Any, cast
 import numpy as np
 
 from noisysam.core.errors import DamagedFile, RunFailed, UserError
-from noisysam.core.files import atomic, file_digest, json_text, read_json, write_json
+from noisysam.core.files import atomic, file_digest, json_text, read_file, read_json, write_json
 from noisysam.runs.predictions import PREDICTIONS
-from noisysam.runs.record import RunFolder, confusion_text, load_study, study_path, study_records
+from noisysam.runs.record import STUDY, RunFolder, confusion_text, load_study, study_path, study_records
 from noisysam.runs.schema import ProbeResult, RunRecord, StudyPlan
-from noisysam.runs.verification import STUDY, Archive, verify
+from noisysam.runs.verification import Archive, verify
 
 ARCHIVE_SCHEMA = 2
 
@@ -231,8 +231,8 @@ def _confusion(path: Path, entry: Entry) -> bytes:
 def _entries(path: Path) -> list[Entry]:
     """The lines of a table, each a JSON object."""
     try:
-        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    except (OSError, ValueError, RecursionError) as error:
+        found = [json.loads(line) for line in read_file(path).decode().splitlines()] if path.exists() else []
+    except (ValueError, RecursionError) as error:
         raise DamagedFile(path, f"cannot be read as JSON ({error})") from None
     if not all(isinstance(entry, dict) for entry in found):
         raise DamagedFile(path, "a JSON object was expected in each line")
@@ -305,7 +305,7 @@ def _merge(path: Path, entries: Iterable[Entry]) -> None:
 def _read(path: Path) -> bytes:
     if not path.exists():
         raise RunFailed(f"{path}: missing")
-    return path.read_bytes()
+    return read_file(path)
 
 
 def _write(path: Path, content: bytes) -> None:

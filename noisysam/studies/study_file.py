@@ -87,7 +87,7 @@ def study_name(path: Path) -> str:
 
 def _read(path: Path) -> tuple[StudyFile, Lines]:
     content, lines = _content(path)
-    if content.get("rows", {}) == {}:
+    if content.get("grid") and content.get("rows", {}) == {}:
         content |= _rows_of_grid(content.get("grid", {}))
     try:
         study = StudyFile.model_validate(content)

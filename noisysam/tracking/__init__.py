@@ -10,9 +10,18 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
 
 from noisysam.tracking.address import default_uri, shown, sqlite_path
-from noisysam.tracking.sender import Sender, close_study, limit, open_study, send_report, sync_store, sync_study
+from noisysam.tracking.sender import (
+    Deadline,
+    Sender,
+    close_study,
+    limit,
+    open_study,
+    send_report,
+    sync_store,
+    sync_study,
+)
 
 __all__ = [
-    "Sender", "close_study", "default_uri", "limit", "open_study", "send_report", "shown", "sqlite_path", "sync_store",
-    "sync_study",
+    "Deadline", "Sender", "close_study", "default_uri", "limit", "open_study", "send_report", "shown", "sqlite_path",
+    "sync_store", "sync_study",
 ]  # fmt: skip
