@@ -40,6 +40,7 @@ readme: .venv/demo
 
 reports: .venv/demo
 	$(BIN)/noisysam report --all --from reports/records
+	$(BIN)/noisysam leaderboard reports/records
 
 clean:
 	rm -rf .venv

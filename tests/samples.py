@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from noisysam.runs.record import RunFolder
+from noisysam.core.files import write_json
+from noisysam.runs.record import RunFolder, study_path
 from noisysam.studies import plan as plans
 from noisysam.training.fit import fit
 
@@ -42,6 +43,35 @@ def complete(changes: Mapping[str, Any]) -> dict[str, Any]:
     for part in ("resolved", "noise", "data", "model", "results", "cost"):
         made[part] = {**COMPLETE[part], **changes.get(part, {})}
     return made
+
+
+def partial_store(
+    store: Path, name: str, plan: Mapping[str, Any], last: Mapping[tuple[str, float, int], float]
+) -> None:
+    """A store with a study of a study file's content, ``plan``, of which only the cells in ``last`` (row, noise, seed)
+    have finished, with these accuracies."""
+    cells = []
+    for seed in plan["seeds"]:
+        for noise in plan["grid"]["noise"]:
+            for number, (row, values) in enumerate(plan["rows"].items()):
+                if seed not in values.get("seeds", plan["seeds"]):
+                    continue
+                own = {field: value for field, value in values.items() if field not in ("seeds", "noise")}
+                of_noise = {"noise_type": "symmetric", "noise": noise, "noise_draw": "exact", "noise_seed": seed}
+                config = {**of_noise, "seed": seed, "method": "ce", "opt": "sgd", **plan["base"], **own}
+                key = f"{number}x{noise:g}x{seed}"
+                cells.append(
+                    {"row": row, "noise_type": "symmetric", "noise": noise, "seed": seed, "key": key, "config": config}
+                )
+                if (row, noise, seed) in last:
+                    labels = f"{round(10 * noise)}{seed}" * 32
+                    card = {"rate": noise, "flip_rate": 0.9 * noise, "digest": labels}
+                    results = {"last": last[row, noise, seed]}
+                    record = {"key": key, "config": config, "noise": card, "results": results}
+                    RunFolder(store, key).write(complete(record))
+    content = {"schema": 1, "name": name, "file": "", "cells": cells, "planned_seeds": plan["seeds"],
+               "published": plan.get("published"), "claims": plan.get("claims", [])}  # fmt: skip
+    write_json(study_path(store, name), content)
 
 
 STUDY = """\

@@ -17,9 +17,13 @@ from noisysam.core.errors import UserError
 from noisysam.data.augmentation import (
     POLICIES,
     augment,
+    auto_augment,
+    auto_policies,
     crop_flip,
+    cutout,
     distort_color,
     normalise,
+    operation,
     rand_augment,
     rand_operations,
 )
@@ -110,7 +114,7 @@ def test_none_is_the_central_crop_without_a_draw() -> None:
 def test_policies_are_crop_and_flip_and_then_their_steps() -> None:
     padded = padded_by(random_images(), 2)
     index = torch.arange(6)
-    for policy, step in (("standard", None), ("color", distort_color), ("rand", rand_augment)):
+    for policy, step in (("standard", None), ("color", distort_color), ("rand", rand_augment), ("auto", auto_augment)):
         out = augment(policy, padded, index, size=8, pad=2, flip=True, generator=generator(1))
         source = generator(1)
         expected = crop_flip(padded, index, 8, 2, True, source)
@@ -214,6 +218,60 @@ def test_rows_of_rand_augment_do_not_mix() -> None:
     again = rand_augment(marked, generator())
     others = [row for row in range(32) if row != 5]
     assert torch.equal(together[others], again[others])
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_auto_augment_draws_the_policies_of_torchvision(place: int) -> None:
+    """The first or second operation of every policy, each with its probability, on one image, beside torchvision."""
+    from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy
+
+    image, n = random_images(1, size=12).permute(0, 3, 1, 2), 1500
+    theirs = AutoAugment(AutoAugmentPolicy.CIFAR10)
+    theirs._policies = [(policy[place], ("AutoContrast", 0.0, None)) for policy in theirs._policies]
+    expected: Counter[tuple[int, ...]] = Counter()
+    for name, p, level in (policy[place] for policy in auto_policies()):
+        for change in operation(name, level, 10, 12, 12):
+            expected[tuple(change(image).flatten().tolist())] += p / 50
+        expected[tuple(image.flatten().tolist())] += (1 - p) / 25  # type: ignore[assignment]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = Counter(tuple(theirs(image).flatten().tolist()) for _ in range(n))
+    assert set(found) <= set(expected)
+    frequent = [key for key, share in expected.items() if n * share > 5]
+    statistic = sum((found[key] - n * expected[key]) ** 2 / (n * expected[key]) for key in frequent)
+    assert statistic < chi2.ppf(0.999, len(frequent))
+
+
+def test_auto_augment_applies_both_operations_of_one_policy() -> None:
+    image = random_images(1, size=6)
+    planes = image.permute(0, 3, 1, 2)
+    expected: Counter[tuple[int, ...]] = Counter()
+    for (one, p, low), (two, q, high) in auto_policies():
+        for first, share in [*((c, p / 2) for c in operation(one, low, 10, 6, 6)), (lambda x: x, 1 - p)]:
+            for second, part in [*((c, q / 2) for c in operation(two, high, 10, 6, 6)), (lambda x: x, 1 - q)]:
+                expected[tuple(second(first(planes)).flatten().tolist())] += share * part / 25  # type: ignore[assignment]
+    n = 20000
+    out = auto_augment(image.repeat(n, 1, 1, 1), generator()).permute(0, 3, 1, 2)
+    found = Counter(tuple(one.flatten().tolist()) for one in out)
+    assert set(found) <= set(expected)
+    frequent = [key for key, share in expected.items() if n * share > 5]
+    statistic = sum((found[key] - n * expected[key]) ** 2 / (n * expected[key]) for key in frequent)
+    assert statistic < chi2.ppf(0.999, len(frequent))
+
+
+def test_cutout_is_a_square_that_the_border_cuts() -> None:
+    size, n = 8, 4000
+    out = cutout(torch.ones(n, 2, size, size), 0.5, generator())
+    holes = Counter(tuple((row == 0).all(0).flatten().tolist()) for row in out)
+    squares = set()
+    for y in range(size):
+        for x in range(size):
+            mask = np.zeros((size, size), bool)
+            mask[max(0, y - 2) : y + 2, max(0, x - 2) : x + 2] = True
+            squares.add(tuple(mask.flatten().tolist()))
+    assert set(holes) == squares
+    assert sum((count - n / 64) ** 2 / (n / 64) for count in holes.values()) < chi2.ppf(0.999, 63)
+    assert set(out.unique().tolist()) == {0.0, 1.0}
 
 
 def test_normalise_by_hand_and_in_channels_last() -> None:

@@ -158,6 +158,40 @@ def test_some_row_beats() -> None:
     assert judge(beats, family(A=LOW, C=WIDE, D=LOW), SEEDS).verdict == "undecided"
 
 
+def test_some_row_beats_all_that_it_faces() -> None:
+    """The best cell of a grid is one of these rows: each that it faces must be beaten by the same one."""
+    beats = claim("some_beats", "A", "C", against=("B", "D"))
+    ahead = judge(beats, family(A=HIGH, C=LOW, D=[g - 1 for g in HIGH]), SEEDS)
+    assert (ahead.verdict, len(ahead.effects)) == ("supported", 4)
+    assert judge(beats, family(A=HIGH, C=LOW, D=[g + 9 for g in HIGH]), SEEDS).verdict == "contradicted"
+
+
+def pairs(*seeds: tuple[Sequence[float], Sequence[float]]) -> list[ReportCell]:
+    """Rows A0, B0, A1, B1, ... at 60 %; for each seed the gains of A over B and the shares that B memorised."""
+    n = len(seeds[0][0])
+    rows = {f"A{k}": {0.6: [40 + gain[k] for gain, _ in seeds]} for k in range(n)}
+    rows |= {f"B{k}": {0.6: [40.0] * len(seeds)} for k in range(n)}
+    learnt = {(f"B{k}", seed): shares[k] for seed, (_, shares) in enumerate(seeds) for k in range(n)}
+    return [{**cell, "memorised": learnt.get((cell["row"], cell["seed"]), 0.5)} for cell in study(rows)]
+
+
+def test_a_gain_that_goes_with_another_measure() -> None:
+    """Rank correlations by hand, 1 - 6 sum d^2 / (n (n^2 - 1)) over n = 4 pairs: 1, 0.8 (d^2 = 2), 0.8."""
+    names = [f"A{k}" for k in range(4)]
+    faced = tuple(f"B{k}" for k in range(4))
+    goes = claim("correlates", *names, against=faced, measure=("last", "memorised"))
+    up = ([1, 2, 3, 9], [0.1, 0.2, 0.3, 0.9]), ([1, 2, 9, 3], [0.1, 0.2, 0.3, 0.9]), ([2, 1, 3, 9], [0, 0.2, 0.3, 0.4])
+    found = judge(goes, pairs(*up), SEEDS)
+    assert found.deciding is not None
+    assert [gain for _, gain in found.deciding.gains] == pytest.approx([1, 0.8, 0.8])
+    assert (found.verdict, found.deciding.unit) == ("supported", "rank correlation")
+    assert found.p == pytest.approx(1 / 24)  # the means are in the same order, one of 4! ways
+    down = [(gains_, [1 - share for share in shares]) for gains_, shares in up]
+    assert judge(goes, pairs(*down), SEEDS).verdict == "contradicted"
+    even = [(gains_, [0.5] * 4) for gains_, _ in up]  # nothing to rank
+    assert judge(goes, pairs(*even), SEEDS).reason.startswith("planned figures missing")
+
+
 def sweep(*means: float, values: Sequence[str] = ("0.02", "0.05", "0.1", "0.5", "1.0")) -> list[ReportCell]:
     """Radii of SAM with these accuracies, shuffled."""
     rows = {f"SAM, rho={rho}": {0.8: [mean - 0.3, mean, mean + 0.4]} for rho, mean in zip(values, means, strict=False)}
@@ -216,15 +250,19 @@ def test_measures_and_direction() -> None:
         ([[5, 5.1]], [0, 1], "n = 2: descriptive"),
         ([[5, 5.1, 5.2]], [0, 1], "n = 2: descriptive"),
         ([[5, 5.1, 5.2]], [], "no seed was planned"),
-        ([[5, 5.1, None], [5, None, None]], SEEDS, "planned figures missing: symmetric 20 %, seed 2, and 1 more"),
-        ([[5, 5.1, 5.2, None]], range(4), "planned figures missing: symmetric 20 %, seed 3"),
-        ([[None, None, 5]], SEEDS, "planned figures missing: symmetric 20 %, seed 0, 1"),
+        (
+            [[5, 5.1, None], [5, None, None]],
+            SEEDS,
+            "9 of 12 cells have results; {}: symmetric 20 %, seed 2, and at 1 more",
+        ),
+        ([[5, 5.1, 5.2, None]], range(4), "7 of 8 cells have results; {}: symmetric 20 %, seed 3"),
+        ([[None, None, 5]], SEEDS, "4 of 6 cells have results; {}: symmetric 20 %, seed 0, 1"),
         ([WIDE], SEEDS, "neither is shown (opposite: p = 0.62): symmetric 20 %"),
     ],
 )
 def test_why_it_is_undecided(rates: list[list[float | None]], planned: Sequence[int], reason: str) -> None:
     found = judge(claim("greater"), gains(*rates), planned)
-    assert (found.verdict, found.reason) == ("undecided", reason)
+    assert (found.verdict, found.reason) == ("undecided", reason.format("planned figures missing"))
 
 
 def test_effects_of_few_seeds_are_told() -> None:
@@ -302,7 +340,7 @@ def test_yaml_has_exactly_the_fields() -> None:
     """
     first, second = parse(yaml.safe_load(text), "study.yaml: claims")
     assert (first.measure, first.rates, first.level) == (("selected", "last"), "all", 0.05)
-    assert set(yaml.safe_load(text)[1]) == set(Claim.model_fields)
+    assert {*yaml.safe_load(text)[1], "against"} == set(Claim.model_fields)
     assert second.measure == ("memorised", "memorised")
     assert second.noise == (0.2, 0.4)
     assert parse([c.model_dump(mode="json") for c in OURS], "claims") == OURS
@@ -327,6 +365,10 @@ def test_yaml_has_exactly_the_fields() -> None:
         ({"kind": "knife_edge", "margin": 1}, "rows: knife_edge needs three"),
         ({"kind": "knife_edge", "rows": ["A", "B", "C"], "measure": ["last", "best"], "margin": 1}, "measure: knife"),
         ({"kind": "some_beats", "rows": ["A"]}, "rows: some_beats needs candidates"),
+        ({"against": ["C"]}, "against: greater has none"),
+        ({"kind": "some_beats", "rows": ["A"], "against": ["A"]}, "against: a row is compared with itself"),
+        ({"kind": "correlates", "against": ["C", "D"]}, "against: correlates needs four rows or more"),
+        ({"kind": "correlates", "rows": list("ABCE"), "against": ["D"]}, "against: correlates needs four rows"),
         ({"level": 0.5}, "level: should be less than 0.5"),
         ({"rates": "most"}, "rates: should be 'all' or 'some'"),
         ({"noise": []}, "noise: "),
@@ -367,7 +409,8 @@ def test_committed_studies_of_one_seed_decide_nothing(tmp_path: Path) -> None:
         pytest.skip("the study has several seeds now")
     verdicts = [judge(c, cells, seeds) for c in applicable(OURS, cells)]
     assert {v.verdict for v in verdicts} == {"undecided"}
-    early = "planned figures missing: symmetric 40 %, seed 0, and 1 more"  # evaluated in the last ten epochs alone
+    # evaluated in the last ten epochs alone
+    early = "4 of 4 cells have results; planned figures missing: symmetric 40 %, seed 0, and at 1 more"
     assert [v.reason for v in verdicts] == [
         early if "selected" in v.claim.measure else "n = 1: no interval" for v in verdicts
     ]

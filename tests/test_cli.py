@@ -143,6 +143,29 @@ def test_lists(what: str, says: Callable[..., str]) -> None:
     assert json.loads(says("list", what, "--json")) == json.loads(json.dumps(found))
 
 
+def test_a_named_method_comes_with_its_recipe(says: Callable[..., str]) -> None:
+    """Co-teaching's main.py at 200 epochs, and in a training of half the length."""
+    whole = says("list", "methods", "co-teaching")
+    assert whole.splitlines()[0].startswith("co-teaching ")
+    assert "elr" not in whole
+    for words in (
+        "epochs=200",
+        "base_opt=adam",
+        "lr=0.001",
+        "decay_from=80",
+        "final_momentum=0.1",
+        "bhanML/Co-teaching@",
+    ):
+        assert words in whole
+    half = says("list", "methods", "co-teaching", "--epochs", "100")
+    for words in ("epochs=100", "lr=0.001", "decay_from=40", "final_momentum=0.1", "ramp=5"):
+        assert words in half
+    assert "milestones=80+120" in says("list", "methods", "elr", "--dataset", "cifar100")
+    assert "none" in says("list", "methods", "mae").splitlines()[-1]
+    (found,) = json.loads(says("list", "methods", "pes", "--json", "--epochs", "30"))
+    assert found["recipe"]["settings"]["milestones"] == [15, 22.5]
+
+
 def test_doctor(says: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "cifar10.npz").touch()
     lines = says("doctor", "--data-dir", tmp_path).splitlines()
@@ -253,7 +276,7 @@ def test_a_preset_says_what_is_not_published(capsys: pytest.CaptureFixture[str])
     assert cli._run(["run", "--preset", "foret", *TINY, "--no-track", "--epochs", "1", "--batch", "64"]) == 0
     told = capsys.readouterr().err
     assert "arXiv 2010.01412" in told
-    assert "chosen here" in told
+    assert "not as published" in told
 
 
 # noise

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from noisysam.core.errors import UserError
 from noisysam.runs.config import SCHEMA, RunConfig, Unkeyed, validate
-from noisysam.runs.presets import PRESETS
+from noisysam.runs.presets import FORET
 
 DIGESTS = {"data": "d" * 64, "labels": "1" * 64}
 PLUGIN = __file__  # any Python file that registers nothing
@@ -27,6 +27,7 @@ ANOTHER: dict[str, Any] = {  # another value of each field that is part of the k
     "noise_draw": "bernoulli",
     "model": "resnet8",
     "width": 2.0,
+    "pretrained": PLUGIN,
     "norm": "group",
     "plugin": PLUGIN,
     "method": "gce",
@@ -46,6 +47,12 @@ ANOTHER: dict[str, Any] = {  # another value of each field that is part of the k
     "l2": "loss",
     "clip": 5.0,
     "schedule": "step",
+    "milestones": [0.5, 150],
+    "lr_factor": 0.5,
+    "decay_from": 0.4,
+    "final_momentum": 0.1,
+    "period": 5,
+    "lr_min": 1e-3,
     "warmup": 2.0,
     "batch": 64,
     "epochs": 100,
@@ -60,9 +67,15 @@ WITH = {
     "rho": {"opt": "sam"},
     "sam_m": {"opt": "sam"},
     "ascent_steps": {"opt": "sam"},
+    "milestones": {"schedule": "milestones", "milestones": [0.5]},
+    "lr_factor": {"schedule": "milestones", "milestones": [0.5]},
+    "decay_from": {"schedule": "linear"},
+    "final_momentum": {"schedule": "linear"},
+    "period": {"schedule": "restarts"},
 }
 UNKEYED: dict[str, Any] = {
     "data_dir": "/elsewhere",
+    "image_size": 16,
     "device": "cpu",
     "compile": "on",
     "deterministic": True,
@@ -87,11 +100,11 @@ def test_every_field_is_here() -> None:
 @pytest.mark.parametrize("name", ANOTHER)
 def test_the_key_changes_with(name: str) -> None:
     others = WITH.get(name, {})
-    assert key(**others, **{name: ANOTHER[name]}) != key(**others)
+    assert key(**{**others, name: ANOTHER[name]}) != key(**others)
 
 
 def test_different_values_have_different_keys() -> None:
-    keys = {name: key(**WITH.get(name, {}), **{name: value}) for name, value in ANOTHER.items()}
+    keys = {name: key(**{**WITH.get(name, {}), name: value}) for name, value in ANOTHER.items()}
     assert len(set(keys.values())) == len(keys)
 
 
@@ -121,6 +134,7 @@ def test_a_default_may_be_spelled_out(name: str) -> None:
         ({"method": "bootstrap,mixup"}, {"method": "bootstrap, mixup"}),
         ({"seed": 3}, {"seed": 3, "noise_seed": 3}),
         ({"width": 2}, {"width": "2.0"}),
+        ({"schedule": "milestones", "milestones": [100, 150]}, {"schedule": "milestones", "milestones": "100, 150.0"}),
     ],
 )
 def test_the_same_run_written_in_two_ways(short: dict[str, Any], long: dict[str, Any]) -> None:
@@ -209,7 +223,8 @@ def test_none_means_not_given() -> None:
     assert validate({"lr": None, "model": None, "preset": None}) == validate({})
 
 
-def test_adamw_has_a_rate_of_its_own() -> None:
+def test_adam_and_adamw_have_a_rate_of_their_own() -> None:
+    assert validate({"base_opt": "adam"}).lr == 1e-3
     assert validate({"opt": "adamw"}).lr == validate({"opt": "sam", "base_opt": "adamw"}).lr == 1e-3
     assert validate({"opt": "adamw", "lr": 0.1}).lr == 0.1
     assert validate({"opt": "sam"}).lr == 0.1
@@ -220,8 +235,8 @@ def test_foret() -> None:
     config = validate({"preset": "foret"})
     assert (config.model, config.batch, config.clip, config.l2) == ("resnet32-wide", 256, 5.0, "loss")
     assert (config.nesterov, config.schedule, config.epochs) == (True, "cosine", 200)
-    assert "arXiv 2010.01412" in PRESETS["foret"].source
-    assert set(PRESETS["foret"].unpublished) >= {"lr", "weight_decay", "m", "noise_type", "rho", "selection"}
+    assert "arXiv 2010.01412" in FORET.source
+    assert set(FORET.differs) >= {"lr", "weight_decay", "m", "noise_type", "rho", "selection"}
 
 
 def test_flags_override_a_preset() -> None:
@@ -230,7 +245,7 @@ def test_flags_override_a_preset() -> None:
 
 
 def test_a_preset_is_its_values() -> None:
-    spelled = PRESETS["foret"].values
+    spelled = FORET.values
     assert key(preset="foret") == key(**spelled)
     assert key(preset="foret", batch=128) == key(**{**spelled, "batch": 128})
     assert key(preset="foret") != key()

@@ -100,6 +100,8 @@ def test_markdown_with_hostile_names_keeps_its_table(written: Path) -> None:
     assert "<script" not in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 4
+    assert "1.00 ± 0.50[^runs-1]" in text
+    assert sum(line.startswith("[^runs-1]: ") for line in text.splitlines()) == 1
     assert {line.replace("\\|", "").count("|") for line in lines} == {3}
     assert "![" in text
     assert (written / "png" / "line.png").read_bytes().startswith(b"\x89PNG")

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from noisysam.core.errors import UserError
 from noisysam.core.registry import summary
+from noisysam.models import MODELS, Architecture, build
 from noisysam.models.blocks import NORMS, BasicBlock, BatchNorm, PadShortcut, PreActBlock
 from noisysam.models.compilation import compiled
-from noisysam.models.resnet import MODELS, Architecture, build
 
 PINNED = {
     "resnet8": 75_290,
@@ -30,6 +30,8 @@ PINNED = {
     "resnet18": 11_173_962,
     "resnet34": 21_282_122,
     "wrn-28-10": 36_479_194,
+    "cnn9": 4_432_522,
+    "cnn8": 1_638_762,
 }
 # Millions of parameters as the papers print them (arXiv 1512.03385 table 6, arXiv 1605.07146 table 4).
 PUBLISHED = {
@@ -95,6 +97,54 @@ def test_larger_models_by_formula() -> None:
     opening = 2 * (16 + 3 * 160 + 160 + 3 * 320 + 320 + 3 * 640)
     inside = 2 * 4 * (160 + 320 + 640)
     assert PINNED["wrn-28-10"] == 27 * 16 + body + projections + opening + inside + 2 * 640 + 6410
+
+
+def test_plain_networks_by_formula() -> None:
+    """The authors' have biases of 2,304 (Co-teaching) and 1,032 (APL) before their norms, which take them away."""
+    pairs = [(3, 128), (128, 128), (128, 128), (128, 256), (256, 256), (256, 256), (256, 512), (512, 256), (256, 128)]
+    convolutions = sum(9 * i * o for i, o in pairs)
+    assert PINNED["cnn9"] == convolutions + 2 * sum(o for _, o in pairs) + 128 * 10 + 10
+    pairs = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 196), (196, 196)]
+    dense = 4 * 4 * 196 * 256
+    assert PINNED["cnn8"] == sum(9 * i * o for i, o in pairs) + dense + 2 * (sum(o for _, o in pairs) + 256) + 2570
+
+
+def test_nine_convolutions_beside_the_authors_forward() -> None:
+    """bhanML/Co-teaching model.py, evaluated: pooling after three and six layers, no padding in the last three."""
+    network = build("cnn9", 10, width=0.125).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(1))
+            module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
+    x = h = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(convolutions) == 9
+    for layer, (convolution, norm) in enumerate(zip(convolutions, norms, strict=True), start=1):
+        h = F.conv2d(h, convolution.weight, padding=0 if layer > 6 else 1)
+        h = F.batch_norm(h, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        h = F.leaky_relu(h, 0.01)
+        h = F.max_pool2d(h, 2) if layer in (3, 6) else h
+    assert h.shape[2:] == (2, 2)
+    expected = F.linear(F.avg_pool2d(h, 2).flatten(1), network.head.weight, network.head.bias)
+    torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)
+    assert sum(isinstance(m, nn.Dropout2d) and m.p == 0.25 for m in network.modules()) == 2
+
+
+def test_eight_layers_beside_the_authors_forward() -> None:
+    """HanxunH/Active-Passive-Losses models.py ToyModel, evaluated: its dense layer reads the flattened 4 x 4 image."""
+    network = build("cnn8", 10, width=0.25).eval()
+    x = h = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    for layer, (convolution, norm) in enumerate(zip(convolutions, norms, strict=True), start=1):
+        if layer < 7:
+            h = F.conv2d(h, convolution.weight, padding=1)
+        else:
+            h = F.linear(h.flatten(1), convolution.weight.flatten(1))[:, :, None, None]
+        h = F.relu(F.batch_norm(h, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+        h = F.max_pool2d(h, 2) if layer in (2, 4, 6) else h
+    torch.testing.assert_close(network(x), F.linear(h.flatten(1), network.head.weight, network.head.bias))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -265,6 +315,8 @@ def test_bad_arguments_are_told_in_one_line(arguments: dict[str, object], messag
         ("resnet44", 0.5, "none"),
         ("resnet32-wide", 0.125, "none"),
         ("preact-resnet18", 0.125, "group"),
+        ("cnn9", 0.125, "batch"),
+        ("cnn8", 0.25, "group"),
     ],
 )
 def test_a_few_steps_reduce_the_loss(name: str, width: float, norm: str) -> None:
@@ -286,7 +338,7 @@ def test_a_few_steps_reduce_the_loss(name: str, width: float, norm: str) -> None
     assert losses[-1] < 0.3 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet32-wide"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet32-wide", "cnn9", "cnn8"])
 def test_bf16_autocast_and_whole_graph_compilation(name: str) -> None:
     network = build(name, 10, width=SMALL[name]).eval()
     x = torch.rand(2, 3, 16, 16)
@@ -341,3 +393,131 @@ def test_compiled_for_a_cpu_a_network_computes_the_same(name: str) -> None:
         assert torch.allclose(b, c, atol=1e-5), place
     with torch.no_grad():
         assert torch.allclose(plain(x), fast(x), atol=1e-5)
+
+
+# networks of other libraries
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels"),
+    [
+        ("timm:resnet18", 8, 1),
+        ("timm:mobilenetv3_small_050", 32, 3),
+        ("timm:vit_tiny_patch16_224", 32, 1),
+        ("timm:resnetv2_50", 64, 3),
+        ("torchvision:resnet18", 16, 1),
+        ("torchvision:mobilenet_v3_small", 96, 4),
+        ("torchvision:vit_b_16", 32, 3),
+    ],
+)
+def test_networks_of_other_libraries(name: str, size: int, channels: int) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm", reason="needs the extra 'timm'")
+    state = torch.get_rng_state()
+    network = build(name, 7, channels, size=size, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    x = torch.randn(3, channels, size, size, generator=torch.Generator().manual_seed(0))
+    network.eval()
+    assert network(x).shape == (3, 7)
+    if name != "timm:resnetv2_50":  # its last layer is a convolution
+        assert network.features(x).shape == (3, network.head.in_features)
+        torch.testing.assert_close(network.head(network.features(x)), network(x))
+    same, other = build(name, 7, channels, size=size, seed=1), build(name, 7, channels, size=size, seed=2)
+    pairs = zip(network.parameters(), same.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert any(not torch.equal(a, b) for a, b in zip(same.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_small_images_get_the_stem_of_the_cifar_networks(library: str) -> None:
+    """As ``resnet18`` of this package, whose parameters it then has."""
+    pytest.importorskip(library)
+    theirs = build(f"{library}:resnet18", 10, size=32)
+    assert parameters(theirs) == parameters(build("resnet18", 10))
+    sides = []
+    theirs.body.layer4.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[-1]))
+    theirs.eval()(torch.zeros(1, 3, 32, 32))
+    assert sides == [4]
+    assert build(f"{library}:resnet18", 10, size=224).body.conv1.stride == (2, 2)
+
+
+def test_a_network_that_shrinks_small_images_says_so() -> None:
+    pytest.importorskip("timm", reason="needs the extra 'timm'")
+    with pytest.warns(UserWarning, match="shrinks images of 32 pixels to 1 x 1"):
+        build("timm:convnext_atto", 10, size=32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "timm:resnet81"}, "unknown timm model 'resnet81', did you mean"),
+        ({"name": "timm:hf-hub:somebody/something"}, "unknown timm model"),
+        ({"name": "torchvision:resnet81"}, "unknown torchvision model"),
+        ({"name": "torchvision:fasterrcnn_resnet50_fpn"}, "unknown torchvision model"),
+        ({"name": "torchvision:resnet18", "width": 0.5}, "has no --width"),
+        ({"name": "torchvision:resnet18", "norm": "group"}, "has no --norm"),
+        ({"name": "torchvision:vit_b_16", "size": 20}, "does not take images of 20 x 20 x 3"),
+    ],
+)
+def test_faults_of_other_libraries_are_told_in_one_line(arguments: dict[str, Any], message: str) -> None:
+    if arguments["name"].startswith("timm"):
+        pytest.importorskip("timm", reason="needs the extra 'timm'")
+    with pytest.raises(UserError, match=message) as caught:
+        build(classes=10, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_run_and_of_a_library(tmp_path: Any) -> None:
+    from noisysam.models import weights_file
+    from noisysam.runs.record import RunFolder
+
+    trained = build("resnet8", 10, 1, width=0.25, seed=5)
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path, "run").write_weights([trained])
+    path = tmp_path / "run" / "weights.safetensors"
+    same = build("resnet8", 10, 1, width=0.25, weights=path)
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), same.parameters(), strict=True))
+    fewer = build("resnet8", 4, 1, width=0.25, weights=path)  # another head
+    assert torch.equal(fewer.blocks.stem[0].weight, trained.blocks.stem[0].weight)
+    assert torch.equal(fewer.head.weight, build("resnet8", 4, 1, width=0.25).head.weight)
+    with pytest.raises(UserError, match=r"is not in it, or in another shape: it is another network's"):
+        build("resnet8", 10, 3, width=0.25, weights=path)
+    (tmp_path / "bad.pt").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"bad.pt: cannot be read as weights") as caught:
+        build("resnet8", 10, weights=tmp_path / "bad.pt")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no such file"):
+        weights_file("resnet8", str(tmp_path / "nowhere.pt"))
+    with pytest.raises(UserError, match="cache is for timm"):
+        weights_file("resnet8", "cache")
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pretrained_weights_of_a_library(library: str, channels: int, tmp_path: Any) -> None:
+    """The file as the library saves it; another number of classes leaves the head new."""
+    made = pytest.importorskip(library)
+    if library == "timm":
+        theirs = made.create_model("resnet18", num_classes=1000)
+    else:
+        theirs = made.models.resnet18(num_classes=1000)
+    path = tmp_path / "weights.pth"
+    torch.save(theirs.state_dict(), path)
+    ours = build(f"{library}:resnet18", 10, channels, size=32, weights=path)
+    assert torch.equal(ours.body.layer3[0].conv1.weight, theirs.layer3[0].conv1.weight)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    if channels == 3:  # no stem of ours: the weights are for theirs
+        theirs.fc = nn.Identity()
+        torch.testing.assert_close(ours.eval().features(x), theirs.eval()(x))
+    else:  # a grey image stands for three equal channels
+        theirs.fc = nn.Identity()
+        grey = x[:, :1]
+        torch.testing.assert_close(ours.eval().features(grey), theirs.eval()(grey.expand(-1, 3, -1, -1)))
+
+
+def test_weights_not_in_the_cache_are_one_line() -> None:
+    pytest.importorskip("timm", reason="needs the extra 'timm'")
+    from noisysam.models import weights_file
+
+    with pytest.raises(UserError, match="are not in the local cache of huggingface_hub"):
+        weights_file("timm:resnet18", "cache")

@@ -638,7 +638,7 @@ def test_faulty_label_files_are_told_in_one_line(tmp_path, name, content, fault)
         ({"labels": np.arange(3.0)}, "labels must be a 1-D array of integers"),
         ({"labels": np.arange(4)}, "labels has 4 entries for 3"),
         ({"labels": np.arange(3), "clean": np.arange(3)[::-1]}, "2 clean labels differ"),
-        ({"labels": np.arange(3), "definition": np.array("{}")}, "lacks clean, checksum"),
+        ({"labels": np.arange(3), "definition": np.array("{}")}, "lacks checksum"),
     ],
 )
 def test_faulty_label_arrays_are_told_in_one_line(tmp_path, arrays, fault):
@@ -653,7 +653,7 @@ def test_faulty_label_arrays_are_told_in_one_line(tmp_path, arrays, fault):
 
 
 def test_every_kind_has_a_source_and_a_revision():
-    assert set(noise.NOISE) == {*MATRIX_KINDS, "instance", "human", "file"}
+    assert set(noise.NOISE) == {*MATRIX_KINDS, "instance", "human", "file", "given"}
     for _, kind in noise.NOISE.items():
         assert kind.source
         assert kind.revision >= 1

@@ -297,7 +297,7 @@ def test_null_setting_is_the_base_rule_bit_for_bit(name: str) -> None:
     assert same(*results)
 
 
-@pytest.mark.parametrize("base", ["sgd", "adamw"])
+@pytest.mark.parametrize("base", ["sgd", "adam", "adamw"])
 def test_base_rule_is_torchs(base: Any) -> None:
     """The rule at the bottom is torch.optim's own, reached by another way."""
     net, other = Net(small_network(5)), Net(small_network(5))
@@ -306,7 +306,8 @@ def test_base_rule_is_torchs(base: Any) -> None:
             other.params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01
         )
     else:
-        reference = torch.optim.AdamW(other.params, lr=0.1, betas=(0.9, 0.999), weight_decay=0.01)
+        rule = torch.optim.Adam if base == "adam" else torch.optim.AdamW
+        reference = rule(other.params, lr=0.1, betas=(0.9, 0.999), weight_decay=0.01)
     optimizer = SGD(net.params, base=base, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
     train(optimizer, net, range(4))
     for step in range(4):

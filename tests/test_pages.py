@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -152,3 +153,56 @@ def test_the_report_renders_offline(folder: Path, seen: Callable[[str], str]) ->
     ):
         assert words in page
     assert page.count("<svg") >= 4
+
+
+def browse(page: str, script: str, tmp_path: Path, width: int) -> Any:
+    """What a script says, which is run in a page at a window of this width."""
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    copy = tmp_path / "page.html"
+    copy.write_text(page.replace("</body>", f"<script>document.title = JSON.stringify({script})</script></body>"))
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--window-size={width},900",
+        f"--user-data-dir={tmp_path}",
+    ]
+    command = [str(BROWSER), *options, "--dump-dom", copy.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    return json.loads(html.unescape(dom.split("<title>")[1].split("</title>")[0]))
+
+
+REPORTS = Path(__file__).parents[1] / "reports"
+BEYOND = """[...document.querySelectorAll("table, figure svg, li, p, h2")].filter(e =>
+    e.getBoundingClientRect().right > document.documentElement.clientWidth + 1
+    || e.getBoundingClientRect().left < 0).map(e => e.textContent.slice(0, 60))"""
+
+
+@pytest.mark.parametrize(("paper", "width"), [("A4", 718), ("letter", 740)])
+@pytest.mark.parametrize("page", ["cpu-small-claim/report.html", "leaderboard.html"])
+def test_a_printed_page_loses_nothing(page: str, paper: str, width: int, tmp_path: Path) -> None:
+    """With the rules for print, on the width between a browser's margins, nothing reaches beyond the paper."""
+    text = (REPORTS / page).read_text().replace("@media print", "@media all")
+    assert browse(text, BEYOND, tmp_path, width) == []
+
+
+def test_the_leaderboard_is_sorted_and_filtered(tmp_path: Path) -> None:
+    text = (REPORTS / "leaderboard.html").read_text()
+    column = "(() => { const t = document.querySelector('table'), h = [...t.tHead.rows[0].cells], i = h.findIndex(c => \
+        c.textContent.startsWith('symmetric 80')); h[i].querySelector('button').click(); PRESS; \
+        return [...t.tBodies[0].rows].map(r => r.cells[i].dataset.value) })()"
+    down = browse(text, column.replace("PRESS", ""), tmp_path, 1200)
+    up = browse(text, column.replace("PRESS", "h[i].querySelector('button').click()"), tmp_path, 1200)
+    numbers = [float(value) for value in down if value]
+    assert len(numbers) > 10
+    assert numbers == sorted(numbers, reverse=True)
+    assert [float(value) for value in up if value] == numbers[::-1]
+    assert down[len(numbers) :] == up[len(numbers) :] == [""] * (len(down) - len(numbers))
+    asked = "(() => { words.value = 'DivideMix'; words.dispatchEvent(new Event('input')); \
+        const shown = [...document.querySelectorAll('tbody tr')].filter(r => !r.hidden).map(r => r.textContent); \
+        blind.checked = true; blind.dispatchEvent(new Event('input')); \
+        return [shown, document.querySelectorAll('tbody tr:not([hidden])').length] })()"
+    shown, blind = browse(text, asked, tmp_path, 1200)
+    assert shown
+    assert all("dividemix" in line.lower() for line in shown)
+    assert blind == sum("blind" in line and "oracle:" not in line for line in shown)

@@ -257,9 +257,33 @@ def test_a_table_beside_a_study() -> None:
     assert gains.to_numpy().tolist() == [["SAM over SGD", "+51.7", "+30.0"]]
     other = [{**s, "row": "ELR"} if s["row"] == "SAM" else s for s in summaries if s["row"] != "Mine"]
     (sgd, elr) = beside("elr-table1", cells, other)[0].frame.to_numpy().tolist()
-    assert (sgd[:2], elr[0]) == (["SGD", "87.0"], "ELR")
+    assert (sgd[:2], elr[0]) == (["SGD; in the paper Cross-entropy", "87.0"], "ELR")
     assert beside("sam-table4", [{**c, "dataset": "digits"} for c in cells], summaries) == []
     assert beside("sam-table4", cells, [s for s in summaries if s["row"] == "SGD"]) == []
+
+
+def test_a_table_beside_a_study_that_is_not_finished() -> None:
+    """Means that are not there yet are said to be missing; a row with a remark stands for the row without it."""
+    rows = {"SAM": ("ce", "sam"), "SAM (m = batch)": ("ce", "sam"), "SGD": ("ce", "sgd")}
+    cells = [{"row": row, "method": m, "opt": o, "dataset": "cifar10"} for row, (m, o) in rows.items()]
+    means = {
+        ("SAM", 0.8): 0.5,
+        ("SAM", 0.2): None,
+        ("SGD", 0.8): 0.2,
+        ("SGD", 0.2): 0.7,
+        ("SAM (m = batch)", 0.8): None,
+    }
+    summaries = [{"row": r, "noise_type": "symmetric", "noise": rate, "mean": m} for (r, rate), m in means.items()]
+    whole, gains = (table.frame.to_numpy().tolist() for table in beside("sam-table4", cells, summaries))
+    assert whole == [
+        ["SGD", "84.8", "70.0", "26.2", "20.0"],
+        ["SAM", "95.1", "missing", "77.9", "50.0"],
+        ["SAM (m = batch); in the paper SAM", "", "", "77.9", "missing"],
+    ]
+    assert gains == [
+        ["SAM over SGD", "+10.3", "missing", "+51.7", "+30.0"],
+        ["SAM (m = batch) over SGD", "", "", "+51.7", "missing"],
+    ]
 
 
 def test_second_hand_numbers_are_marked() -> None:

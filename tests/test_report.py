@@ -1,6 +1,7 @@
 """Reports: every number recomputed with numpy from the records, what is lacking named, what does not fit refused."""
 
 import json
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from samples import complete
+import yaml
+from samples import complete, partial_store, trained_store
 
+import noisysam
 import noisysam.report as reports
 from noisysam.core.errors import UserError
 from noisysam.core.files import write_json
+from noisysam.data.datasets import CIFAR10_CLASSES
 from noisysam.report import figures, published, read_cells, report, summary_table
 from noisysam.report.claims import judge_all
 from noisysam.report.document import svg
+from noisysam.report.frame import COLUMNS
+from noisysam.report.glossary import GLOSSARY
 from noisysam.report.sentences import sentences
 from noisysam.report.statistics import share_interval
-from noisysam.report.tables import layout, row_table
+from noisysam.report.tables import classes, layout, row_table, speed_remark
 from noisysam.runs.record import RunFolder, study_path
 from noisysam.studies.claims import Claim
 
@@ -143,7 +149,9 @@ def test_main_table_as_printed(store: Path, tmp_path: Path) -> None:
     text = (report(store, "toy", tmp_path / "out").folder / "report.md").read_text()
     main = text.split("## Test accuracy at the last epoch (%)")[1].split("##")[0]
     printed_lines = [line for line in main.splitlines() if line.startswith("|")]
-    lines = [[field.strip() for field in line.strip("|").split("|")] for line in printed_lines]
+    lines = [
+        [re.sub(r"\[\^r\d\]$", "", field.strip()) for field in line.strip("|").split("|")] for line in printed_lines
+    ]
     assert lines[0] == ["row", "m", "rho", "20 %", "80 %"]
 
     def printed(row: str, noise: float, seeds: tuple[int, ...] = SEEDS, lacking: str = "") -> str:
@@ -182,7 +190,7 @@ def test_report_says_what_was_run(store: Path, tmp_path: Path) -> None:
         "best epoch on test (oracle)",
         "- sgd, symmetric 80 %, seed 2: missing\n",
         "- sam, symmetric 80 %, seed 1: failed, run `sam0.8x1`: ValueError: it broke\n",
-        "- sam, symmetric 20 %: seed 0 `sam0.2x0`, seed 1 `sam0.2x1`, seed 2 `sam0.2x2`",
+        "[^r2]: sam, symmetric 20 %: seed 0 `sam0.2x0`, seed 1 `sam0.2x1`, seed 2 `sam0.2x2`",
         "72.00 to 72.20",
     ):
         assert fact in text
@@ -197,8 +205,157 @@ def test_row_table(store: Path) -> None:
     rows = row_table(read_cells(store, "toy")).set_index("row")
     assert list(rows["tag"]) == ["blind", "blind", "oracle: rho per rate"]
     assert list(rows["gradient evaluations per image"]) == ["1.00", "2.00", "2.00"]
+    assert list(rows["options"]) == ["", "", ""]
+
+
+def alone(store: Path) -> None:
+    """Let the runs of a store have been trained one after the other."""
+    for number, path in enumerate(sorted(store.glob("*/record.json"))):
+        times = {"started": f"2026-11-22T{number:02}:00:00+00:00", "ended": f"2026-11-22T{number:02}:59:00+00:00"}
+        edit(store, path.parent.name, **times)
+
+
+def test_speeds_are_medians_of_runs_that_were_trained_alone(store: Path) -> None:
+    """Where runs of a study overlapped on one kind of CPU, speeds are withheld, with the reason."""
+    cells = read_cells(store, "toy")
+    assert set(row_table(cells)["images/s"]) == set(row_table(cells)["training minutes"]) == {"withheld"}
+    assert "those of 16 of 16 runs are withheld, since other runs of the study were trained" in speed_remark(cells)
+    alone(store)
+    cells = read_cells(store, "toy")
+    rows = row_table(cells).set_index("row")
     assert rows.loc["sam", "training minutes"] == f"{np.median([1, 2, 3, 1, 3]):.1f}"
     assert rows.loc["sgd", "images/s"] == f"{np.median([1000, 1001, 1002, 1000, 1001]):.0f}"
+    assert speed_remark(cells) == "Speeds and minutes are medians over the runs of a row."
+    for seed, start in ((0, "2026-11-23T00:00:00+00:00"), (1, "2026-11-23T00:30:00+00:00")):
+        edit(store, key("sgd", 0.2, seed), started=start, ended="2026-11-23T01:00:00+00:00")
+    cells = read_cells(store, "toy")
+    assert [cell["key"] for cell in cells if cell["beside_others"]] == [key("sgd", 0.2, 0), key("sgd", 0.2, 1)]
+    assert row_table(cells).set_index("row").loc["sgd", "images/s"] == "1001"
+    edit(store, key("sgd", 0.2, 1), resolved={"device": "cpu", "device_name": "another CPU"})
+    assert not any(cell["beside_others"] for cell in read_cells(store, "toy"))
+
+
+def test_options_of_a_row_are_shown_and_in_the_data(store: Path, tmp_path: Path) -> None:
+    """Those of its components, settings in which rows differ, and the plug-in; several values where runs differ."""
+    for seed in SEEDS:
+        for noise, alpha in ((0.2, 8.0), (0.8, 16.0)):
+            config = {**make_config("sam paper", noise, seed), "plugin": "mine.py", "lr": 0.05}
+            options = {"rho": 0.1, "m": 32, "q": 0.7}
+            edit(store, key("sam paper", noise, seed), config=config, method_options={"alpha": alpha, "none": None},
+                 optimizer_options=options)  # fmt: skip
+    rows = row_table(read_cells(store, "toy")).set_index("row")
+    assert rows.loc["sam paper", "options"] == "alpha=8.0 or 16.0, q=0.7, lr=0.05, plugin=mine.py"
+    assert rows.loc["sgd", "options"] == "lr=0.1"
+    csv = pd.read_csv(report(store, "toy", tmp_path / "out").folder / "results.csv").set_index("key")
+    frame = noisysam.results("toy", store).set_index("key")
+    for table in (csv, frame):
+        assert table.loc["sampaper0.8x1", "method_option.alpha"] == 16
+        assert table.loc["sampaper0.8x1", "opt_option.q"] == 0.7
+        assert table.loc["sampaper0.8x1", "plugin"] == "mine.py"
+        assert np.isnan(table.loc["sgd0.2x0", "method_option.alpha"])
+        assert "opt_option.rho" not in table  # it is the column rho
+
+
+def test_columns_of_results_are_documented(store: Path, tmp_path: Path) -> None:
+    """Of a trained store, of a report's CSV, and of the whole store; only what some runs lack may be missing."""
+    folder, _ = trained_store(tmp_path / "trained")
+    frames = [
+        noisysam.results("s", folder),
+        noisysam.results(store=folder),
+        pd.read_csv(report(store, "toy", tmp_path / "out").folder / "results.csv"),
+    ]
+    patterns = {name.replace("NAME", "") for name in COLUMNS if name.endswith("NAME")}
+    for frame in frames:
+        named = {name for name in frame.columns if not name.startswith(tuple(patterns))}
+        assert named <= set(COLUMNS)
+    optional = {name for name in COLUMNS if name.startswith("test_accuracy_") or name.endswith("NAME")}
+    assert set(frames[0].columns) >= set(COLUMNS) - optional
+    assert any(name.startswith("opt_option.") for name in frames[0].columns) or frames[0]["rho"].notna().any()
+
+
+def test_the_page_explains_its_words(store: Path, tmp_path: Path) -> None:
+    text = (report(store, "toy", tmp_path / "out").folder / "report.md").read_text()
+    section = text.split("## Glossary")[1].split("\n## ")[0]
+    told = (Path(__file__).parents[1] / "docs" / "glossary.md").read_text()
+    for word in ("m", "rho", "blind", "oracle", "memorised", "recovered", "collapsed"):
+        assert f"\n- {word}: " in section
+    for word in GLOSSARY:
+        assert f"\n{word}\n: " in told
+
+
+def test_every_number_leads_to_its_run_in_markdown(store: Path, tmp_path: Path) -> None:
+    text = (report(store, "toy", tmp_path / "out").folder / "report.md").read_text()
+    notes = dict(re.findall(r"(?m)^\[\^(r\d+)\]: (.*)$", text))
+    assert len(notes) == len(ROWS) * len(RATES)
+    assert set(re.findall(r"\[\^(r\d+)\](?!:)", text)) == set(notes)
+    main = text.split("## Test accuracy at the last epoch (%)")[1].split("\n## ")[0]
+    (line,) = [line for line in main.splitlines() if line.startswith("| sam  ")]
+    (first, second) = re.findall(r"\[\^(r\d+)\]", line)
+    assert notes[first] == "sam, symmetric 20 %: seed 0 `sam0.2x0`, seed 1 `sam0.2x1`, seed 2 `sam0.2x2`"
+    assert notes[second].startswith("sam, symmetric 80 %: ")
+    assert "[^" not in report(store, "toy", tmp_path / "out").text
+
+
+def test_the_study_can_be_repeated_from_its_report(store: Path, tmp_path: Path) -> None:
+    plan = json.loads(study_path(store, "toy").read_text())
+    write_json(study_path(store, "toy"), {**plan, "file": "include: base.yaml\nrows: {a: {}}\n"})
+    versions = {"python": "3.11.7", "noisysam": "0.1.0", "torch": "2.9.0+cpu", "numpy": "2.1.0"}
+    for seed in SEEDS:
+        edit(store, key("sgd", 0.2, seed), environment={**versions, "commit": "fed4321+"})
+    edit(store, key("sam", 0.2, 0), environment={**versions, "numpy": "2.2.0", "commit": "abc1234"})
+    folder = report(store, "toy", tmp_path / "out").folder
+    text = (folder / "report.md").read_text().split("## How to repeat this study")[1].split("\n## ")[0]
+    assert "`git checkout abc1234`, the commit of 13 of 16 runs; others: fed4321+" in text
+    assert "`noisysam sweep toy.yaml`" in text
+    assert "it includes base.yaml, which has to lie beside it" in text
+    assert (folder / "toy.yaml").read_text() == "include: base.yaml\nrows: {a: {}}\n"
+    lines = (folder / "constraints.txt").read_text().splitlines()
+    assert lines[1:] == ["# python 3.11.7", "torch==2.9.0", "numpy==2.1.0  # also 2.2.0"]
+    from packaging.requirements import Requirement
+
+    for line in lines[2:]:
+        assert Requirement(line.partition("#")[0]).specifier
+
+
+def test_facts_name_data_and_subset(store: Path, tmp_path: Path) -> None:
+    config = {**make_config("sgd", 0.2, 0), "train_subset": 5000, "subset_seed": 3}
+    edit(store, key("sgd", 0.2, 0), config=config)
+    text = (report(store, "toy", tmp_path / "out").folder / "report.md").read_text()
+    assert f"- Digest of the data: {'d' * 16}\n" in text
+    assert "- Subset: 5,000 images, as many of each class, drawn by seed 3; the whole training set\n" in text
+
+
+def test_bars_of_many_rows_are_sorted() -> None:
+    means = dict(zip("abcdefghij", (0.5, 0.2, 0.9, 0.1, 0.3, 0.8, 0.7, 0.6, 0.4, None), strict=True))
+    summaries = [
+        {"row": row, "noise_type": "symmetric", "noise": noise, "mean": mean, "sd": None}
+        for row, mean in means.items() for noise in (0.2, 0.8)
+    ]  # fmt: skip
+    (panel,) = figures.accuracy(summaries).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == list("cfghaiebdj")
+
+
+def test_lines_that_join_two_rates_say_so(store: Path, tmp_path: Path) -> None:
+    said = "The lines join two rates; nothing was measured between them."
+    assert said in (report(store, "toy", tmp_path / "out").folder / "report.md").read_text()
+    one = [s for s in summary_table(read_cells(store, "toy")) if s["noise"] == 0.2]
+    assert not figures.two_rates(one)
+    assert not figures.two_rates([*one, *({**s, "noise": noise} for s in one for noise in (0.4, 0.8))])
+    assert figures.two_rates([*one, *({**s, "noise": 0.8} for s in one)])
+
+
+def test_matrices_carry_the_names_of_their_classes(store: Path) -> None:
+    panel = figures.matrices({"a": np.eye(3)}, "x", "y", ["cat", "a very long name of a class", "$dog_1$"]).axes[0]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["cat", "a very long...", "\\$dog_1\\$"]
+    assert [label.get_text() for label in figures.matrices({"a": np.eye(3)}, "x", "y").axes[0].get_xticklabels()] == [
+        "0", "1", "2"
+    ]  # fmt: skip
+    cells = read_cells(store, "toy")
+    assert classes(cells) == CIFAR10_CLASSES
+    named = [{**cell, "classes": ["a", "b"]} for cell in cells]
+    assert classes(named) == ("a", "b")
+    assert classes([*cells, *named]) is None
+    assert classes([{**cell, "dataset": "npz:x.npz"} for cell in cells]) is None
 
 
 def test_csv_files_hold_every_figure(store: Path, tmp_path: Path) -> None:
@@ -382,7 +539,7 @@ def test_machines_are_told_apart(store: Path, tmp_path: Path) -> None:
     assert "(a: AMD EPYC, avx512_bf16 avx2, numerics revision 1; b: a CPU)" in text
     main = text.split("## Test accuracy at the last")[1].split("\n## ")[0]
     (line,) = [line for line in main.splitlines() if line.startswith("| sam  ")]
-    fields = [field.strip(" *") for field in line.strip("|").split("|")]
+    fields = [re.sub(r"[*]*\[\^r\d\]$", "", field.strip()) for field in line.strip("|").split("|")]
     assert fields[3].endswith(") ab")
     assert fields[4].endswith(") b")
 
@@ -483,3 +640,44 @@ def test_runs_of_an_earlier_revision_are_a_row_of_their_own(store: Path) -> None
     rows = {cell["key"]: cell["row"] for cell in read_cells(store, "toy")}
     assert rows[key("sgd", 0.2, 0)].endswith(", earlier revision")
     assert not rows[key("sgd", 0.2, 1)].endswith("earlier revision")
+
+
+def test_a_study_that_has_only_begun_reads_well(tmp_path: Path) -> None:
+    """Of the study table4-cpu the first seed of some rows: what is missing is named, no claim is decided, and the
+    paper's table stands beside row by row and gain by gain."""
+    plan = yaml.safe_load((Path(__file__).parents[1] / "experiments" / "table4-cpu.yaml").read_text())
+    means = {
+        "SGD": (70.0, 50.0, 30.0, 20.0),
+        "SAM": (80.0, 70.0, 60.0, 40.0),
+        "SAM (paper's radius)": (80.0, 70.0, 60.0),
+    }
+    last = {
+        (row, rate, 0): value / 100
+        for row, values in means.items()
+        for rate, value in zip((0.2, 0.4, 0.6, 0.8), values, strict=False)
+    }
+    partial_store(tmp_path, "table4-cpu", plan, last)
+    result = report(tmp_path, "table4-cpu", tmp_path / "out")
+    text = (result.folder / "report.md").read_text()
+    short = text.split("## In short")[1].split("\n## ")[0]
+    assert "73 of 84 runs are missing or failed." in short
+    assert "Undecided, as 3 seeds are needed: SAM is better than SGD at every noise rate" in short
+    verdicts = text.split("## Verdicts")[1].split("\n## ")[0]
+    assert "8 of 24 cells have results; planned figures missing: symmetric 20 %, seed 1, 2, and at 3 more" in verdicts
+    assert "supported" not in verdicts
+    beside = text.split("Test accuracy (%) in the paper and here:")[1].split("The whole table")[0]
+    lines = {
+        line.split("|")[1].strip(): [f.strip() for f in line.split("|")[2:-1]]
+        for line in beside.splitlines()
+        if "|" in line
+    }
+    assert lines["SAM"] == ["95.1", "80.0", "93.4", "70.0", "90.5", "60.0", "77.9", "40.0"]
+    assert lines["SAM (paper's radius); in the paper SAM"][-2:] == ["77.9", "missing"]
+    assert lines["Bootstrap + SAM"][::2] == ["95.4", "94.2", "91.8", "79.9"]
+    assert set(lines["Bootstrap + SAM"][1::2]) == {"missing"}
+    assert lines["SAM over SGD"] == ["+10.3", "+10.0", "+24.6", "+20.0", "+42.3", "+30.0", "+51.7", "+20.0"]
+    main = text.split("## Test accuracy at the last epoch (%)")[1].split("\n## ")[0]
+    (line,) = [line for line in main.splitlines() if line.startswith("| Bootstrap + Mixup")]
+    assert line.count("missing") == 4
+    assert "- Bootstrap + Mixup, symmetric 80 %, seed 0: missing\n" in text
+    assert "## All noise rates and seeds together" not in text  # three rows

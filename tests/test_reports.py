@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from noisysam import cli
 from noisysam.core.files import read_json
 from noisysam.report import report
 from noisysam.runs import transfer
@@ -39,6 +41,22 @@ def test_report_follows_from_the_committed_records(study: str, store: Path, tmp_
         if path.suffix in (".md", ".csv"):
             assert (tmp_path / name).read_text() == path.read_text(), "run `make reports`"
         assert path.is_dir() or (tmp_path / name).exists(), f"{name}: no part of today's report"
+
+
+def test_the_leaderboard_follows_from_the_committed_records() -> None:
+    with CliRunner().isolated_filesystem():
+        out = Path("reports")
+        for study in STUDIES:  # it links to the reports that are there
+            (out / study).mkdir(parents=True)
+            (out / study / "report.md").touch()
+        assert cli._run(["leaderboard", str(ARCHIVE)]) == 0
+        made = (out / "leaderboard.html").read_text()
+    assert made == (REPORTS / "leaderboard.html").read_text(), "run `make reports`"
+    assert len(made) < 1_000_000
+    for link in set(re.findall(r'href="([^"]*)"', made)):
+        assert (REPORTS / link).is_file()
+    keys = {json.loads(line)["key"] for line in (ARCHIVE / "runs.jsonl").read_text().splitlines()}
+    assert set(re.findall(r"<code>(\w{16})</code>", made)) == keys
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -23,9 +23,12 @@ from typing import Any
 import pytest
 
 from noisysam import cli
+from noisysam.core.environment import environment
 from noisysam.core.errors import UserError
+from noisysam.core.files import file_digest, write_json
 from noisysam.runs.config import RunConfig, validate
-from noisysam.runs.record import RunFolder
+from noisysam.runs.record import RunFolder, study_path
+from noisysam.runs.transfer import export_study, import_study
 from noisysam.training import checkpoint
 from noisysam.training.fit import fit
 
@@ -465,3 +468,50 @@ def test_a_request_to_stop_that_a_library_swallowed(tmp_path: Path, monkeypatch:
             signal.signal(number, handler)
     assert status_of(tmp_path) == "interrupted"
     assert lines_of(tmp_path) == 1
+
+
+# on another machine
+
+
+def test_an_unfinished_run_goes_on_in_another_store(
+    stopped: tuple[Path, dict[str, Any]], config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, expected = stopped
+    here, there, archive = tmp_path / "here", tmp_path / "there", tmp_path / "archive"
+    shutil.copytree(part, here)
+    (key,) = (path.parent.name for path in here.glob("*/record.json"))
+    cell = {"row": "SAM", "noise": 0.4, "seed": 0, "key": key, "config": config.model_dump(mode="json")}
+    write_json(study_path(here, "s"), {"schema": 1, "name": "s", "file": "", "cells": [cell]})
+    assert export_study(here, "s", archive) == 0
+    assert not (archive / "checkpoints").exists()
+    assert export_study(here, "s", archive, unfinished=True) == 0
+    assert {path.name for path in (archive / "checkpoints").iterdir()} == {f"{key}.pt", f"{key}.json"}
+    import_study(archive, there)
+    assert not (there / key).exists()
+    import_study(archive, there, unfinished=True)
+    begun_on = environment()["cpu"]
+    monkeypatch.setitem(environment(), "cpu", "another CPU")
+    result = fit(config, store=there)
+    assert bits(there) == expected
+    assert [part["cpu"] for part in result.record["earlier_environments"]] == [begun_on]
+    assert export_study(there, "s", archive, unfinished=True) == 1
+    assert not list((archive / "checkpoints").iterdir())
+
+
+def test_the_record_beside_a_checkpoint_is_checked(
+    stopped: tuple[Path, dict[str, Any]], config: RunConfig, tmp_path: Path
+) -> None:
+    here, archive = tmp_path / "here", tmp_path / "archive"
+    shutil.copytree(stopped[0], here)
+    (key,) = (path.parent.name for path in here.glob("*/record.json"))
+    cell = {"row": "SAM", "noise": 0.4, "seed": 0, "key": key, "config": config.model_dump(mode="json")}
+    write_json(study_path(here, "s"), {"schema": 1, "name": "s", "file": "", "cells": [cell]})
+    export_study(here, "s", archive, unfinished=True)
+    record = archive / "checkpoints" / f"{key}.json"
+    content = json.loads(record.read_text())
+    write_json(record, {**content, "config": {**content["config"], "lr": 7.0}})
+    manifest = json.loads((archive / "MANIFEST.json").read_text())
+    manifest["files"][f"checkpoints/{key}.json"] = file_digest(record)
+    write_json(archive / "MANIFEST.json", manifest)
+    with pytest.raises(UserError, match="its configuration and digests are not those of its key"):
+        import_study(archive, tmp_path / "there")

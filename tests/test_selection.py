@@ -222,11 +222,13 @@ def test_published_options_of_the_selecting_methods() -> None:
     def published(name: str, *noise: Any) -> dict[str, Any]:
         return methods.compose(name).published(*noise)
 
-    assert published("jocor", "cifar10", "symmetric-exclusive", 0.8) == {"strength": 0.65}
-    assert published("jocor", "cifar10", "symmetric-exclusive", 0.5) == {}
-    assert published("jocor", "cifar10", "asymmetric", 0.4) == {"forget_rate": 0.2}
-    assert published("jocor", "cifar100", "asymmetric", 0.4) == {"forget_rate": 0.2, "strength": 0.85}
-    assert published("co-teaching+", "cifar100", "pair", 0.45) == {"warmup": 5}
+    code = {"schedule": "code"}
+    assert published("co-teaching", "cifar10", "pair", 0.45) == code
+    assert published("jocor", "cifar10", "symmetric-exclusive", 0.8) == {**code, "strength": 0.65}
+    assert published("jocor", "cifar10", "symmetric-exclusive", 0.5) == code
+    assert published("jocor", "cifar10", "asymmetric", 0.4) == {**code, "forget_rate": 0.2}
+    assert published("jocor", "cifar100", "asymmetric", 0.4) == {**code, "forget_rate": 0.2, "strength": 0.85}
+    assert published("co-teaching+", "cifar100", "pair", 0.45) == {**code, "warmup": 5}
     assert published("mentormix", "cifar10", "symmetric", 0.8) == {"alpha": 4, "percentile": 0.2, "second": True}
     assert published("mentormix", "cifar100", "symmetric", 0.4) == {"alpha": 8, "percentile": 0.5, "second": False}
     assert published("mentormix", "cifar10", "pair", 0.4) == published("mentormix", "digits", "symmetric", 0.4) == {}

@@ -150,6 +150,11 @@ def test_a_stage_is_never_changed() -> None:
         ({"trainable": 0}, "at least 1"),
         ({"trainable": 1, "frozen": 1}, "not both"),
         ({"settings": {"epochs": 0}}, "at least one epoch"),
+        ({"settings": {"learning_rate": 0.1}}, "learning_rate: there is no such option"),
+        ({"settings": {"batch": 64}}, "batch: there is no such option"),
+        ({"settings": {"lr": "fast"}}, "lr: .* number"),
+        ({"settings": {"lr": -1.0}}, "lr: .* greater than 0"),
+        ({"settings": {"schedule": "exponential"}}, "schedule: "),
     ],
 )
 def test_stages_that_make_no_sense(fields: dict[str, Any], message: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from noisysam.cli import labels, runs, studies, tools  # noqa: F401  (they register their commands)
+from noisysam.cli import labels, leaderboard, runs, studies, tools  # noqa: F401  (they register their commands)
 from noisysam.cli.base import cli
 from noisysam.core import stopping
 from noisysam.core.errors import RunFailed, UserError

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,23 @@ REGISTRIES = {
 }
 
 
+def registry(what: str) -> Any:
+    """The registry of a kind."""
+    module, name = REGISTRIES[what]
+    return getattr(importlib.import_module(module), name)
+
+
+def named(what: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The entries of some components; ``UnknownName`` for one that there is not."""
+    for name in names:
+        registry(what)[name]
+    return [entry for entry in entries(what) if entry["name"] in names]
+
+
 def entries(what: str) -> list[dict[str, Any]]:
     """Name, summary, source and options of every component of a kind."""
-    module, name = REGISTRIES[what]
-    registry: Any = getattr(importlib.import_module(module), name)
     found = []
-    for name, item in sorted(registry.items()):
+    for name, item in sorted(registry(what).items()):
         entry: dict[str, Any] = {"name": name, "summary": summary(item), "source": item.source, "ledger": ledger(item)}
         if hasattr(item, "Options"):
             entry["options"] = [
@@ -72,6 +84,44 @@ def details(entry: dict[str, Any]) -> list[str]:
 
         lines.append(f"requires {described(entry['requires'])}")
     return lines
+
+
+POINTS = ("milestones", "decay_from", "period")  # of a schedule: in epochs, or below 1 as shares of them
+
+
+def recipe(
+    method: str, dataset: str = "cifar10", noise_type: str = "symmetric", noise: float = 0.4, epochs: int | None = None
+) -> dict[str, Any] | None:
+    """The published recipe of a method at a length (None: the authors'): its source, the fields of a run's
+    configuration with points of the schedule in epochs, options of the method, and what differs; None without one."""
+    from noisysam.runs.presets import published
+
+    preset = published(method, dataset, noise_type, noise, epochs)
+    if preset is None:
+        return None
+    values = dict(preset.values)
+    options = values.pop("method_option")
+    for name in POINTS:
+        if name in values:
+            values[name] = _in_epochs(values[name], values["epochs"])
+    return {"source": preset.source, "settings": values, "options": options, "differs": preset.differs}
+
+
+def _in_epochs(point: Any, epochs: int) -> Any:
+    if isinstance(point, list):
+        return [_in_epochs(p, epochs) for p in point]
+    return round(point * epochs, 3) if point < 1 else point
+
+
+def recipe_lines(found: dict[str, Any] | None) -> list[str]:
+    """A recipe for the terminal."""
+    if found is None:
+        return ["published recipe: none (no training script of the authors)"]
+    lines = [f"published recipe (--preset published): {settings(found['settings'])}"]
+    if found["options"]:
+        lines.append(f"  options of the method: {settings(found['options'])}")
+    lines += [f"  not as published: {name}: {text}" for name, text in found["differs"].items()]
+    return [*lines, f"  from {found['source']}"]
 
 
 def diagnosis(data_dir: Path | None) -> dict[str, Any]:
@@ -122,8 +172,14 @@ def table(what: str) -> str:
 
 
 def settings(values: dict[str, Any]) -> str:
-    """Options as text: 'rho=0, m=batch'."""
-    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+    """Options as text: 'rho=0, m=batch, milestones=100+150'."""
+    return ", ".join(f"{name}={_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def generated(text: str, root: Path) -> str:
@@ -149,8 +205,8 @@ def generated(text: str, root: Path) -> str:
 
 
 def first_table(text: str) -> str:
-    """The first Markdown table below the heading that mentions the last epoch, or else of the text."""
-    lines = text.splitlines()
+    """The first Markdown table below the heading that mentions the last epoch, or else of the text; no footnotes."""
+    lines = re.sub(r"(\[\^\w+\])(?=.*\|)", lambda note: " " * len(note[0]), text).splitlines()
     heads = [i for i, line in enumerate(lines) if line.startswith("#") and "last epoch" in line.lower()]
     rows = itertools.dropwhile(lambda line: not line.startswith("|"), lines[heads[0] if heads else 0 :])
     return "\n".join(itertools.takewhile(lambda line: line.startswith("|"), rows))

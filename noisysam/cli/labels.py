@@ -44,6 +44,7 @@ def noise_make(
     noisy = labels.make(
         kind, of.train_labels.numpy(), of.classes, rate=rate, seed=seed, draw=draw,
         images=of.train_images.numpy() if kind == "instance" else None, superclasses=of.superclasses, data_dir=data_dir,
+        given=None if of.noisy_labels is None else of.noisy_labels.numpy(),
     )  # fmt: skip
     labels.save(noisy, file)
     _show_card(noisy.card(), as_json)

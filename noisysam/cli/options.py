@@ -96,7 +96,7 @@ def _help_all(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 def _option(name: str, field: Any) -> click.Option:
     """The click option of a field. It has no default, so that only given values reach the configuration."""
     kind, choices = _kind(field.annotation)
-    default = "" if field.default in (None, {}, -1) else f"  [default: {field.default}]"
+    default = "" if field.default in (None, {}, [], -1) else f"  [default: {field.default}]"
     names = f"--{name.replace('_', '-')}"
     if kind is bool:
         names += f"/--no-{name.replace('_', '-')}"

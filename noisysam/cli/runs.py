@@ -5,12 +5,15 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from noisysam.cli.base import cli, json_option, store_option, store_uri, tracked
 from noisysam.cli.options import ConfigCommand, ProbeCommand, configured, pairs
+
+if TYPE_CHECKING:
+    from noisysam.runs.record import RunFolder
 
 
 @cli.command(cls=ConfigCommand, short_help="Train one run.")
@@ -36,11 +39,12 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
             from noisysam.tracking import Sender
 
             Sender(known, uri, experiment).sync(final=True)
-        _told(known.record, known.path, as_json)
+        _told(known.record, known, as_json)
         return
     from noisysam.runs.config import validate
-    from noisysam.runs.presets import PRESETS
+    from noisysam.runs.presets import preset
     from noisysam.runs.problem import prepare
+    from noisysam.runs.record import RunFolder
     from noisysam.runs.summary import run_name
     from noisysam.studies.sweep import tracker_for
     from noisysam.training.devices import resolve_device
@@ -57,10 +61,10 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
         prepare(config)  # whatever is wrong with the data is said before anything is promised
         note(f"{run_name(config)}: an estimate of the duration follows after the first steps")
         if config.preset is not None:
-            preset = PRESETS[config.preset]
-            unpublished = "; not published, chosen here:" * bool(preset.unpublished)
-            note(f"preset {config.preset}: {preset.source}{unpublished}")
-            for name, value in preset.unpublished.items():
+            recipe = preset(config.preset, config.model_dump())
+            differs = "; not published, or not as published:" * bool(recipe.differs)
+            note(f"preset {config.preset}: {recipe.source}{differs}")
+            for name, value in recipe.differs.items():
                 note(f"  {name}: {value}")
         display = Display(config, device.type == "cpu", " ".join(["noisysam", *map(shlex.quote, sys.argv[1:])]))
         uri = store_uri(tracking_uri, no_track)
@@ -71,29 +75,32 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
         finally:
             display.close()
     recall.remember(store, given, result.key)
-    _told(result.record, result.folder, as_json)
+    _told(result.record, RunFolder(store, result.key), as_json)
 
 
-def _told(record: Mapping[str, Any], folder: Path, as_json: bool) -> None:
+def _told(record: Mapping[str, Any], folder: "RunFolder", as_json: bool) -> None:
     """Print the result of a run."""
     if as_json:
-        click.echo(json.dumps({"folder": str(folder), **record}))
+        click.echo(json.dumps({"folder": str(folder.path), **record}))
         return
-    show_result(record)
+    show_result(record, folder.collapsed)
     click.echo(f"noisysam compare {record['key']} RUN shows it beside another run", err=True)
 
 
 BLIND = "blind (neither method nor settings were told anything about the noise)"
 
 
-def show_result(record: Mapping[str, Any]) -> None:
-    """Print the results of a run."""
+def show_result(record: Mapping[str, Any], collapsed: bool | None = None) -> None:
+    """Print the results of a run. ``collapsed``: whether its predictions fell to one class, if that is known."""
     from noisysam.runs.measures import EVALUATED_AT_THE_END, MEASURE
+    from noisysam.runs.summary import COLLAPSED
     from noisysam.training.progress import duration, percent
 
     figures, spent, noise = record["results"], record["cost"], record["noise"]
     flips = f"{percent(noise['flip_rate'])} % of the labels are wrong"
-    if not noise["flip_rate"]:
+    if noise["flip_rate"] is None:
+        flips = "how many labels are wrong is not known"
+    elif not noise["flip_rate"]:
         flips = "no noise was added to the labels of the data set"
     click.echo(f"run {record['key']}: {record['name']}")
     click.echo(f"  {flips}; {'oracle: ' + '; '.join(record['oracle']) if record['oracle'] else BLIND}")
@@ -112,6 +119,8 @@ def show_result(record: Mapping[str, Any]) -> None:
         shown = "not measured" if value is None or value != value else f"{percent(value)} %"
         click.echo(f"  {MEASURE[name].short:36} {shown}")
     passes = f"{spent['gradient_evaluations']:.2f} gradient evaluations per image"
+    if collapsed:
+        click.echo(f"  collapsed: nearly all test images (at least {percent(COLLAPSED)} %) are predicted as one class")
     click.echo(
         f"  {duration(spent['train_seconds'])} of training, {spent['images_per_second']:.0f} images/s, {passes}"
         f" ({spent['gradient_samples']:,} in all), {record['resolved']['precision']} on {record['resolved']['device']}"

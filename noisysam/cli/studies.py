@@ -206,9 +206,10 @@ def _train(
             for outcome in running.run():
                 what = outcome.error or status.SAID[outcome.state]
                 if outcome.state == "finished" and not blind:
-                    record = RunFolder(store, outcome.cell.key).sound_record
+                    folder = RunFolder(store, outcome.cell.key)
+                    record = folder.sound_record
                     last = None if record is None else record["results"]["last"]
-                    what = f"{percent(last)} % at the last epoch"
+                    what = f"{percent(last)} % at the last epoch" + ", collapsed to one class" * bool(folder.collapsed)
                 elif outcome.state == "again":
                     what += " (will be retried)"
                 note(f"[{running.finished}/{len(running.cells)}] {outcome.cell.label}: {what}")
@@ -352,12 +353,15 @@ def _report(study: str, store: Path, out: Path, as_json: bool, uri: str | None) 
 @click.argument("target", type=click.Path(path_type=Path))
 @store_option
 @click.option("--weights", is_flag=True, help="include the trained weights")
-def export(study: str, target: Path, store: Path, weights: bool) -> None:
+@click.option("--unfinished", is_flag=True, help="include the checkpoints of unfinished runs, to go on elsewhere")
+def export(study: str, target: Path, store: Path, weights: bool, unfinished: bool) -> None:
     """Copy the finished runs of STUDY to the folder TARGET: records, label files, configurations, digests."""
     from noisysam.runs.transfer import export_study
 
     study = _named(study)
-    click.echo(f"{export_study(store, study, target, weights)} finished runs of {study} were copied to {target}")
+    click.echo(
+        f"{export_study(store, study, target, weights, unfinished)} finished runs of {study} were copied to {target}"
+    )
 
 
 @cli.command("import", short_help="Add exported records to the store.")
@@ -365,8 +369,9 @@ def export(study: str, target: Path, store: Path, weights: bool) -> None:
 @store_option
 @click.option("--as", "name", metavar="NAME", help="another name for the study in the store")
 @click.option("--plugin", type=click.Path(path_type=Path), help="Python file that the runs were trained with")
+@click.option("--unfinished", is_flag=True, help="take checkpoints too, to go on with runs that were interrupted")
 @click.option("--check", is_flag=True, help="verify the archive and list what it holds; import nothing")
-def import_(source: Path, store: Path, name: str | None, plugin: Path | None, check: bool) -> None:
+def import_(source: Path, store: Path, name: str | None, plugin: Path | None, unfinished: bool, check: bool) -> None:
     """Add the exported runs in the folder SOURCE to the store. A sweep then skips them. Every file is verified before
     anything is written."""
     from noisysam.runs import transfer
@@ -375,4 +380,4 @@ def import_(source: Path, store: Path, name: str | None, plugin: Path | None, ch
         for line in transfer.contents(source, store, plugin):
             click.echo(line)
         return
-    click.echo(f"{transfer.import_study(source, store, name, plugin)} new runs were added to {store}")
+    click.echo(f"{transfer.import_study(source, store, name, plugin, unfinished)} new runs were added to {store}")

@@ -49,21 +49,42 @@ KINDS = {
 
 @cli.command("list", short_help="List methods, optimizers, models, data sets, noise types or probes.")
 @click.argument("what", type=click.Choice(list(KINDS)), required=False)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--plugin", "files", type=click.Path(path_type=Path), multiple=True,
               help="also list what this Python file registers; repeatable")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(1), help="length of the recipe of a method  [default: as published]")
+@click.option("--dataset", default="cifar10", show_default=True, help="data set of that recipe")
+@click.option("--noise-type", default="symmetric", show_default=True, help="noise type of that recipe")
+@click.option("--noise", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="noise rate of that recipe")
 @json_option
-def list_(what: str | None, files: tuple[Path, ...], as_json: bool) -> None:
-    """List the components of a kind with their options and sources; without a kind, what can be listed."""
+def list_(
+    what: str | None,
+    names: tuple[str, ...],
+    files: tuple[Path, ...],
+    epochs: int | None,
+    dataset: str,
+    noise_type: str,
+    noise: float,
+    as_json: bool,
+) -> None:
+    """List the components of a kind, or those named, with their options and sources; without a kind, what can be
+    listed.
+
+    A method that is named comes with the recipe that its authors published, for this problem, at this length.
+    """
     if what is None:
         click.echo(json.dumps(KINDS) if as_json else "\n".join(f"noisysam list {k:12} {v}" for k, v in KINDS.items()))
         return
     from noisysam.cli import recall
-    from noisysam.cli.catalogue import details, entries
+    from noisysam.cli.catalogue import details, entries, named, recipe, recipe_lines
     from noisysam.core import plugins
 
     for file in files:
         plugins.load(file)
-    found = entries(what) if files else recall.entries(what)
+    found = named(what, names) if names else entries(what) if files else recall.entries(what)
+    if names and what == "methods":
+        for entry in found:
+            entry["recipe"] = recipe(entry["name"], dataset, noise_type, noise, epochs)
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -73,6 +94,8 @@ def list_(what: str | None, files: tuple[Path, ...], as_json: bool) -> None:
             click.echo(f"{'':20} {line}")
         for option in entry.get("options", []):
             click.echo(f"{'':20}   {option['name']}={option['default']}  {option['description']}")
+        for line in recipe_lines(entry["recipe"]) if "recipe" in entry else []:
+            click.echo(f"{'':20} {line}")
 
 
 @cli.command(short_help="Show versions, devices, data, and what `auto` selects.")

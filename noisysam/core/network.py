@@ -137,7 +137,7 @@ class Net:
         self.bf16 = precision == "bf16"
         self.statistics = RunningStatistics(module, policy)
         # Dropout must repeat its masks in every evaluation of a step.
-        self.random = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in module.modules())
+        self.random = any(isinstance(m, nn.modules.dropout._DropoutNd) or _drops_paths(m) for m in module.modules())
         self.seed = 0  # of the masks, another one each step
         self.forwards = 0
         self.backwards = 0
@@ -192,6 +192,11 @@ class Net:
                 found, features = found
                 self.features = wide(features).unflatten(0, (-1, views)) if views else wide(features)
             return wide(found).unflatten(0, (-1, views)) if views else wide(found)
+
+
+def _drops_paths(module: nn.Module) -> bool:
+    """Whether a module is the stochastic depth of timm or of torchvision."""
+    return type(module).__name__ in ("DropPath", "StochasticDepth")
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -8,10 +8,13 @@ from noisysam.data.datasets import (
     Dataset,
     checked_labels,
     data_folder,
+    from_arrays,
     load,
     load_npz,
     read_npz,
+    save_npz,
 )
+from noisysam.data.images import changed, stamp
 from noisysam.data.splits import balanced_subset, split_validation
 
 __all__ = [
@@ -21,10 +24,14 @@ __all__ = [
     "DATASETS",
     "Dataset",
     "balanced_subset",
+    "changed",
     "checked_labels",
     "data_folder",
+    "from_arrays",
     "load",
     "load_npz",
     "read_npz",
+    "save_npz",
     "split_validation",
+    "stamp",
 ]  # fmt: skip

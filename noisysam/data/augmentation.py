@@ -4,7 +4,7 @@ Images are uint8 tensors (B, H, W, C) going in and coming out; the generator liv
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -78,55 +78,120 @@ def distort_color(images: Tensor, generator: torch.Generator) -> Tensor:
 Change = Callable[[Tensor], Tensor]  # of uint8 images (B, C, H, W)
 
 
+Signs = tuple[Change, Change]  # an operation with its two signs; where it has no sign, twice the same
+
+
 @cache
-def rand_operations(height: int, width: int) -> tuple[tuple[Change, Change], ...]:
-    """The 14 operations of RandAugment at magnitude 9 of 30, each with its two signs (where it has no sign, twice the
-    same), on uint8 (B, C, height, width). torchvision's kernels, imported at the first use: that takes about a second.
-    """
+def operation(name: str, level: int, levels: int, height: int, width: int) -> Signs:
+    """An operation of AutoAugment (Cubuk et al. 2018, arXiv 1805.09501, table 6) at a level of ``levels``, on uint8
+    (B, C, height, width). torchvision's kernels, imported at the first use: that takes about a second."""
     from torchvision.transforms.v2 import functional as f
 
-    def level(most: float) -> float:  # in float32, as torchvision's
-        return float(torch.linspace(0, most, 31)[9])
-
-    slope, turn, strength = math.degrees(math.atan(level(0.3))), level(30), level(0.9)
-    right, down = int(level(150 / 331 * width)), int(level(150 / 331 * height))
+    def part(most: float, least: float = 0.0) -> float:  # in float32, as torchvision's
+        return float(torch.linspace(least, most, levels)[level])
 
     def warp(translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0, 0)) -> Change:
         corner = [0.0, 0.0] if any(shear) else None  # a shear leaves the upper left corner where it is
         return lambda x: f.affine(x, 0.0, list(translate), 1.0, list(shear), center=corner)
 
-    return (
-        (lambda x: x, lambda x: x),
-        (warp(shear=(slope, 0)), warp(shear=(-slope, 0))),
-        (warp(shear=(0, slope)), warp(shear=(0, -slope))),
-        (warp((right, 0)), warp((-right, 0))),
-        (warp((0, down)), warp((0, -down))),
-        (lambda x: f.rotate(x, turn), lambda x: f.rotate(x, -turn)),
-        (lambda x: f.adjust_brightness(x, 1 + strength), lambda x: f.adjust_brightness(x, 1 - strength)),
-        (lambda x: f.adjust_saturation(x, 1 + strength), lambda x: f.adjust_saturation(x, 1 - strength)),
-        (lambda x: f.adjust_contrast(x, 1 + strength), lambda x: f.adjust_contrast(x, 1 - strength)),
-        (lambda x: f.adjust_sharpness(x, 1 + strength), lambda x: f.adjust_sharpness(x, 1 - strength)),
-        (lambda x: f.posterize(x, 7),) * 2,
-        (lambda x: f.solarize(x, 255 * float(torch.linspace(1, 0, 31)[9])),) * 2,
-        (f.autocontrast,) * 2,
-        (f.equalize,) * 2,
-    )
+    def enhance(kernel: Callable[[Tensor, float], Tensor]) -> Signs:
+        strength = part(0.9)
+        return lambda x: kernel(x, 1 + strength), lambda x: kernel(x, 1 - strength)
+
+    slope, turn, bits = math.degrees(math.atan(part(0.3))), part(30), 8 - round(4 * level / (levels - 1))
+    right, down = int(part(150 / 331 * width)), int(part(150 / 331 * height))
+    bound = 255 * part(0.0, least=1.0)
+    found: dict[str, Callable[[], Signs]] = {
+        "Identity": lambda: (lambda x: x, lambda x: x),
+        "ShearX": lambda: (warp(shear=(slope, 0)), warp(shear=(-slope, 0))),
+        "ShearY": lambda: (warp(shear=(0, slope)), warp(shear=(0, -slope))),
+        "TranslateX": lambda: (warp((right, 0)), warp((-right, 0))),
+        "TranslateY": lambda: (warp((0, down)), warp((0, -down))),
+        "Rotate": lambda: (lambda x: f.rotate(x, turn), lambda x: f.rotate(x, -turn)),
+        "Brightness": lambda: enhance(f.adjust_brightness),
+        "Color": lambda: enhance(f.adjust_saturation),
+        "Contrast": lambda: enhance(f.adjust_contrast),
+        "Sharpness": lambda: enhance(f.adjust_sharpness),
+        "Posterize": lambda: (lambda x: f.posterize(x, bits),) * 2,
+        "Solarize": lambda: (lambda x: f.solarize(x, bound),) * 2,
+        "AutoContrast": lambda: (f.autocontrast,) * 2,
+        "Equalize": lambda: (f.equalize,) * 2,
+        "Invert": lambda: (f.invert,) * 2,
+    }
+    return found[name]()
 
 
-def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """RandAugment (Cubuk et al. 2019, arXiv 1909.13719): two operations of magnitude 9 of 30, drawn per sample.
+RAND = (
+    "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
+    "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
+)  # fmt: skip
+
+
+def rand_operations(height: int, width: int) -> tuple[Signs, ...]:
+    """The 14 operations of RandAugment at magnitude 9 of 30, each with its two signs."""
+    return tuple(operation(name, 9, 31, height, width) for name in RAND)
+
+
+def _changed(planes: Tensor, drawn: Tensor, changes: Sequence[Change]) -> None:
+    """Apply to each row of (B, C, H, W) the change that it drew, in place.
 
     The rows that drew the same go through it together; a GPU is waited for to know how many they are.
     """
+    groups = drawn.argsort(stable=True).split(drawn.bincount(minlength=len(changes)).tolist())
+    for change, rows in zip(changes, groups, strict=True):
+        if len(rows):
+            planes[rows] = change(planes[rows])
+
+
+def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """RandAugment (Cubuk et al. 2019, arXiv 1909.13719): two operations of magnitude 9 of 30, drawn per sample."""
     changes = [change for signs in rand_operations(*images.shape[1:3]) for change in signs]
     draws = torch.randint(len(changes), (2, len(images)), generator=generator, device=images.device)
     out = images.permute(0, 3, 1, 2).contiguous()
     for drawn in draws:
-        groups = drawn.argsort(stable=True).split(drawn.bincount(minlength=len(changes)).tolist())
-        for change, rows in zip(changes, groups, strict=True):
-            if len(rows):
-                out[rows] = change(out[rows])
+        _changed(out, drawn, changes)
     return out.permute(0, 2, 3, 1).contiguous()
+
+
+@cache
+def auto_policies() -> tuple[tuple[tuple[str, float, int], ...], ...]:
+    """The 25 policies that AutoAugment found for CIFAR-10 (torchvision's table): two operations each, with the
+    probability and the level (of 10) of each operation."""
+    from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+
+    found = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
+    return tuple(tuple((name, p, level or 0) for name, p, level in policy) for policy in found)
+
+
+def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """AutoAugment (Cubuk et al. 2018, arXiv 1805.09501) for CIFAR-10: one of its policies, drawn per sample."""
+    height, width, device = *images.shape[1:3], images.device
+    policies, n = auto_policies(), len(images)
+    chosen = torch.randint(len(policies), (n,), generator=generator, device=device)
+    signs = torch.randint(2, (2, n), generator=generator, device=device)
+    draws = torch.rand((2, n), generator=generator, device=device)
+    out = images.permute(0, 3, 1, 2).contiguous()
+    for place, (sign, draw) in enumerate(zip(signs, draws, strict=True)):
+        parts = [policy[place] for policy in policies]
+        changes = [change for name, _, level in parts for change in operation(name, level, 10, height, width)]
+        applied = draw <= torch.tensor([p for _, p, _ in parts], device=device)[chosen]
+        _changed(out, torch.where(applied, 2 * chosen + sign, len(changes)), [*changes, lambda x: x])
+    return out.permute(0, 2, 3, 1).contiguous()
+
+
+def cutout(inputs: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Cutout (DeVries and Taylor 2017, arXiv 1708.04552): a square of this share of the image's side is set to zero,
+    the mean colour, around a pixel drawn per sample; what of it lies outside is lost. (B, C, H, W), normalised."""
+    n, _, height, width = inputs.shape
+    half = int(share * height) // 2
+    centre = (
+        torch.rand((2, n), generator=generator, device=inputs.device) * inputs.new_tensor([[height], [width]])
+    ).long()
+    rows, columns = (
+        (torch.arange(size, device=inputs.device) - place[:, None] + 0.5).abs() < half
+        for size, place in zip((height, width), centre, strict=True)
+    )
+    return inputs.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -144,7 +209,10 @@ POLICIES: dict[str, tuple[Callable[[Tensor, torch.Generator], Tensor], ...] | No
     "standard": (),
     "color": (distort_color,),
     "rand": (rand_augment,),
+    "auto": (auto_augment,),
+    "auto-plain": (auto_augment,),  # without cutout
 }
+CUTOUT = {"auto": 0.5}  # policies that end with cutout, on normalised inputs: its share of the image's side
 
 
 def augment(

@@ -8,8 +8,8 @@ import socket
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from noisysam.core.errors import UserError
+from noisysam.core.files import atomic
 from noisysam.core.registry import Registry
 
 if TYPE_CHECKING:  # noise models and reports do without torch, whose import takes a second
@@ -28,6 +29,9 @@ from noisysam.core.text import one_line, printable
 from noisysam.core.untrusted import check_file
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+CLEAN = "train_labels_clean"  # of an .npz file whose `train_labels` are noisy
 
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds to wait for an answer of a server
@@ -72,17 +76,24 @@ CIFAR100_CLASSES = tuple(sorted(_COARSE))
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and clean labels of one data set, on the CPU."""
+    """Images and labels of one data set, on the CPU."""
 
-    name: str  # "cifar10", "cifar100", "digits" or "npz:<file name>"
+    name: str  # "cifar10", "digits", "npz:<file name>", "folder:<folder name>", ...
     train_images: "Tensor"  # uint8 (n, H, W, C)
-    train_labels: "Tensor"  # int64 (n,), clean
+    train_labels: "Tensor"  # int64 (n,), correct as far as is known
     test_images: "Tensor"
     test_labels: "Tensor"
     class_names: tuple[str, ...]
     pad: int  # crop padding of the standard augmentation, in pixels
     flip: bool  # whether a mirror image keeps its class
     superclasses: tuple[int, ...] | None = None  # CIFAR-100: the coarse label of each fine class
+    noisy_labels: "Tensor | None" = None  # int64 (n,), that came with the data, where `train_labels` correct them
+    files: tuple[str, ...] | None = None  # of the training images, where they are files
+
+    @property
+    def size(self) -> int:
+        """Height and width of an image in pixels."""
+        return int(self.train_images.shape[1])
 
     @property
     def classes(self) -> int:
@@ -119,12 +130,46 @@ class Dataset:
 DATASETS: Registry[Callable[[Path | None], Dataset]] = Registry("dataset")
 
 
-def load(name: str, data_dir: Path | None = None) -> Dataset:
-    """Return the data set ``name`` (a registered name, or ``npz:FILE``); ``UserError`` if it is missing or invalid."""
-    kind, colon, file = name.partition(":")
-    if colon and kind == "npz":
-        return load_npz(Path(file))
-    return DATASETS[name](data_dir)
+# What the word before the colon of KIND:ARGUMENT names: from the argument, the folder of the data sets and the size
+# that is asked for to a data set of that size, if it can be had.
+SOURCES: Registry[Callable[[str, Path | None, int | None], Dataset]] = Registry("kind of data set")
+
+
+def load(name: str, data_dir: Path | None = None, image_size: int | None = None) -> Dataset:
+    """Return the data set ``name``: a registered name, or ``npz:FILE``, ``folder:DIR``, ``torchvision:NAME``,
+    ``hf:NAME``. ``UserError`` if it is missing or invalid.
+
+    ``image_size``: height and width in pixels that the images are resized to, where they have another size.
+    """
+    kind, colon, argument = name.partition(":")
+    if colon and kind in SOURCES:
+        if not argument:
+            raise UserError(f"--dataset {name}: say which after the colon")
+        dataset = SOURCES[kind](argument, data_dir, image_size)
+    else:
+        dataset = DATASETS[name](data_dir)
+        if not isinstance(dataset, Dataset):
+            raise UserError(f"dataset {name!r} gave a {type(dataset).__name__}: return data.from_arrays(...)")
+    return dataset if image_size in (None, dataset.size) else resized(dataset, image_size or 0)
+
+
+def resized(dataset: Dataset, size: int) -> Dataset:
+    """The data set with images of ``size`` x ``size`` pixels, by PIL's bilinear filter."""
+    import torch
+    from PIL import Image
+
+    def part(images: "Tensor") -> "Tensor":
+        grey = images.shape[3] == 1
+        pictures = (Image.fromarray(image[..., 0] if grey else image) for image in images.numpy())
+        made = [np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)) for picture in pictures]
+        return torch.from_numpy(np.stack(made)[..., None] if grey else np.stack(made))
+
+    return replace(
+        dataset,
+        train_images=part(dataset.train_images),
+        test_images=part(dataset.test_images),
+        pad=round(dataset.pad * size / dataset.size),
+    )
 
 
 @DATASETS.register("cifar10", source="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images")
@@ -154,12 +199,14 @@ def digits(data_dir: Path | None = None) -> Dataset:
 
 
 def load_npz(path: Path) -> Dataset:
-    """Read own data from an ``.npz`` file with the arrays ``ARRAYS`` and, optionally, ``class_names``.
+    """Read own data from an ``.npz`` file with the arrays ``ARRAYS`` and, optionally, ``class_names`` and
+    ``train_labels_clean``.
 
     Images are uint8 (n, H, H, C) with C of 1 or 3; labels are integers from 0 to K-1, each in the training set. Without
-    ``class_names`` K is the largest training label plus one.
+    ``class_names`` K is the largest training label plus one. Where ``train_labels`` are noisy and the correct ones are
+    known, those are ``train_labels_clean``.
     """
-    arrays = read_npz(path, ARRAYS, optional=("class_names",))
+    arrays = read_npz(path, ARRAYS, optional=("class_names", CLEAN))
     given = arrays.pop("class_names", None)
     class_names: tuple[str, ...] | None = None
     if given is not None:
@@ -167,6 +214,51 @@ def load_npz(path: Path) -> Dataset:
             raise UserError(f"{path}: class_names must be a 1-D array of strings, not {_kind(given)}")
         class_names = tuple(str(name) for name in given)
     return _checked(f"npz:{path.name}", str(path), arrays, class_names, pad=None, flip=True)
+
+
+@SOURCES.register("npz", source="a file")
+def _npz(argument: str, data_dir: Path | None, image_size: int | None) -> Dataset:
+    """Arrays in a file."""
+    return load_npz(Path(argument))
+
+
+def save_npz(dataset: Dataset, path: Path | str) -> None:
+    """Write a data set as a file that ``npz:FILE`` reads."""
+    arrays: dict[str, NDArray[Any]] = {key: getattr(dataset, key).numpy() for key in ARRAYS}
+    if dataset.noisy_labels is not None:
+        arrays |= {CLEAN: arrays["train_labels"], "train_labels": dataset.noisy_labels.numpy()}
+    arrays["class_names"] = np.array(dataset.class_names)
+    with atomic(Path(path)) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def from_arrays(
+    name: str,
+    train_images: NDArray[np.uint8],
+    train_labels: NDArray[Any],
+    test_images: NDArray[np.uint8],
+    test_labels: NDArray[Any],
+    *,
+    train_labels_clean: NDArray[Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    pad: int | None = None,
+    flip: bool = True,
+    files: Sequence[str] | None = None,
+    where: str | None = None,
+) -> Dataset:
+    """A data set of arrays: images uint8 (n, H, H, 1 or 3), labels integers (n,) from 0 to K-1.
+
+    ``train_labels_clean``: the correct labels, where ``train_labels`` are noisy and they are known; ``pad``: zero
+    pixels around an image for random crops (default: an eighth of its size); ``flip``: whether a mirror image keeps its
+    class; ``files``: where each training image comes from; ``where``: what messages name instead of ``name``.
+    ``UserError`` for arrays of other types, shapes or lengths, and for a class without training images.
+    """
+    arrays = dict(zip(ARRAYS, (train_images, train_labels, test_images, test_labels), strict=True))
+    if train_labels_clean is not None:
+        arrays[CLEAN] = train_labels_clean
+    names = None if class_names is None else tuple(str(one) for one in class_names)
+    made = _checked(name, where or name, arrays, names, pad=pad, flip=flip)
+    return made if files is None else replace(made, files=tuple(files))
 
 
 def data_folder(data_dir: Path | None = None) -> Path:
@@ -245,7 +337,8 @@ def _checked(
     flip: bool,
     superclasses: tuple[int, ...] | None = None,
 ) -> Dataset:
-    """A ``Dataset`` of the four arrays, after checking types, shapes, lengths, label ranges and class presence."""
+    """A ``Dataset`` of the four arrays, after checking types, shapes, lengths, label ranges and class presence. With
+    ``CLEAN`` among them, ``train_labels`` are the noisy ones."""
     for key in ("train_images", "test_images"):
         images = arrays[key]
         square = images.ndim == 4 and images.shape[1] == images.shape[2] > 0 and images.shape[3] in (1, 3)
@@ -259,8 +352,9 @@ def _checked(
 
     given = None if class_names is None else len(class_names)
     train_labels = checked_labels(arrays["train_labels"], f"{where}: train_labels", len(train), given)
+    clean = None if CLEAN not in arrays else checked_labels(arrays[CLEAN], f"{where}: {CLEAN}", len(train), given)
     present = np.unique(train_labels)
-    classes = given or int(present[-1]) + 1
+    classes = given or int(present[-1] if clean is None else max(present[-1], clean.max())) + 1
     if classes < 2:
         raise UserError(f"{where}: train_labels hold one class: two are needed")
     if len(present) < classes:  # the first class that is not at its place in 0, 1, 2, ... is absent
@@ -274,13 +368,14 @@ def _checked(
     return Dataset(
         name,
         torch.from_numpy(np.ascontiguousarray(train)),
-        torch.from_numpy(train_labels),
+        torch.from_numpy(train_labels if clean is None else clean),
         torch.from_numpy(np.ascontiguousarray(test)),
         torch.from_numpy(test_labels),
         class_names or tuple(str(label) for label in range(classes)),
         train.shape[1] // 8 if pad is None else pad,
         flip,
         superclasses,
+        None if clean is None else torch.from_numpy(train_labels),
     )
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisysam.core.rng import stream
-from noisysam.data.augmentation import augment, normalise
+from noisysam.data.augmentation import CUTOUT, augment, cutout, normalise
 from noisysam.data.datasets import Dataset
 
 PLAIN_ROWS = 500  # rows of a forward without gradient
@@ -78,11 +78,12 @@ class Loader:
         for part in torch.arange(len(self), device=self.device).split(PLAIN_ROWS):
             yield self.draw(part, generator)
 
-    def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Some samples' images, augmented and normalised."""
-        policy, size = self.policy, self.size
+    def draw(self, index: Tensor, generator: torch.Generator, policy: str | None = None) -> Tensor:
+        """Some samples' images, augmented (None: by the run's policy) and normalised."""
+        policy, size = policy or self.policy, self.size
         images = augment(policy, self.images, index, size=size, pad=self.pad, flip=self.flip, generator=generator)
-        return normalise(images, self.mean, self.std)
+        inputs = normalise(images, self.mean, self.std)
+        return cutout(inputs, CUTOUT[policy], generator) if policy in CUTOUT else inputs
 
 
 class Epoch:
@@ -109,8 +110,13 @@ class Epoch:
 
     def batch(self, index: Tensor, network: int | None = None, views: int = 1, divided: bool = False) -> Batch:
         """A batch of chosen samples in several views, drawn apart from the plain epoch's crops."""
-        drawn = [self.loader.draw(index, self.extra) for _ in range(views)]
+        drawn = [self.view(index) for _ in range(views)]
         return Batch(drawn[0], self.loader.labels[index], index, self.number, network, drawn, divided)
+
+    def view(self, index: Tensor, policy: str | None = None) -> Tensor:
+        """Chosen samples' images, drawn apart from the plain epoch's crops; ``policy``: of a strong view, None for the
+        run's own."""
+        return self.loader.draw(index, self.extra, policy)
 
     def cycle(self, pool: Tensor, rows: int, steps: int, generator: torch.Generator | None) -> Iterator[Tensor]:
         """``steps`` batches of ``rows`` indices from ``pool``, reshuffled each time it is used up."""

@@ -17,8 +17,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from noisysam.core.registry import Registry
+from noisysam.core.settings import check_stage_settings
 from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
+from noisysam.methods.recipe import PublishedRecipe
 
 METHODS: Registry[type["Method"]] = Registry("method")
 
@@ -41,7 +43,8 @@ class PredictTrainingSet(Protocol):
 
 
 class Options(BaseModel):
-    """A method's own settings (``--method-option key=value``), with their published values."""
+    """A method's own settings (``--method-option key=value``), with their published values. One that counts epochs of
+    the run has the type ``Epochs``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,9 +96,10 @@ class Stage:
     those of the stage before, of which the last ``fresh`` blocks are drawn anew; ``trainable``: how many of the last
     blocks are trained, None for all; ``frozen``: how many of them are held fixed while all others are trained (the
     blocks, the head last, are those of ``named_blocks``); ``settings``: fields of the run's configuration that this
-    stage changes (epochs, lr, opt, ...; another optimizer has its default options); ``reusable``: whether the stage is
-    a run by itself, by the method's other parts, of which only the predicted classes are used: a finished run then
-    takes its place."""
+    stage changes (those of ``core.settings.StageSettings``: epochs, lr, opt, ...; another optimizer has its default
+    options); ``schedule_epoch``: the epoch of the run's own learning rate schedule at which this stage begins, None
+    where the whole schedule is run through in this stage; ``reusable``: whether the stage is a run by itself, by the
+    method's other parts, of which only the predicted classes are used: a finished run then takes its place."""
 
     labels: Tensor | None = None
     start: Literal["scratch", "continue"] = "scratch"
@@ -103,6 +107,7 @@ class Stage:
     trainable: int | None = None
     frozen: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    schedule_epoch: float | None = None
     reusable: bool = False
 
     def __post_init__(self) -> None:
@@ -116,6 +121,7 @@ class Stage:
             raise ValueError("a stage names the blocks that it trains or those that it freezes, not both")
         if self.settings.get("epochs", 1) < 1:
             raise ValueError("a stage has at least one epoch")
+        check_stage_settings(self.settings)
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
 
@@ -164,8 +170,19 @@ class Method(nn.Module):
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         """The options that the authors chose for this noise where they differ from the defaults (an oracle's choice:
-        ``--preset published``)."""
+        ``--preset published``), as they are at the length of the authors' training."""
         return {}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe | None:
+        """How the authors trained on this problem, with its source; None: they published no training script.
+
+        ``--preset published`` puts it, together with the options of ``published``, below what is given. Written at the
+        authors' own length; options that count epochs have the type ``Epochs``, so that they are scaled with it. A
+        data set that the authors did not train on has their recipe for CIFAR-10. A subclass that is another method
+        overrides it.
+        """
+        return None
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
         """The trainings of this method, in order."""

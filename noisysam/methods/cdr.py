@@ -1,18 +1,21 @@
 """CDR."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from noisysam.methods.base import METHODS, Method, Options, Rate, rate_facts
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 
 class CDROptions(Options):
     rate: Rate = Field(None, description="share left out in the end (default: the run's noise rate; 0.5x of it)")
-    ramp: int = Field(20, ge=0, description="epochs until that share is reached (CIFAR 20, MNIST 10; code in effect 0)")
+    ramp: Epochs = Field(
+        20, ge=0, description="epochs until that share is reached (CIFAR 20, MNIST 10; code in effect 0)"
+    )
     within: Literal["network", "tensor"] = Field(
         "network", description="among which gradients one is ranked: all of the network (code), or those of its tensor"
     )
@@ -37,6 +40,24 @@ class CDR(Method):
     @classmethod
     def noise_facts(cls, options: CDROptions) -> tuple[str, ...]:
         return rate_facts(options.rate)
+
+    @classmethod
+    def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
+        return {"ramp": 0}  # the code in effect
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="xiaoboxia/CDR@6665a8b main.py",
+            augment="standard",
+            batch=64,
+            epochs=200,
+            lr=0.01,
+            weight_decay=1e-3,
+            schedule="milestones",
+            milestones=[40, 80],
+            differs={"model": "ResNet-50, not in this package"},
+        )
 
     def transform_gradient(self, grads: list[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
         o = self.options

@@ -1,7 +1,7 @@
 """Co-teaching."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, Rate, rate_facts
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 
 def smallest(losses: Tensor, kept: int | Tensor) -> Tensor:
@@ -17,9 +18,12 @@ def smallest(losses: Tensor, kept: int | Tensor) -> Tensor:
     return (rank < kept) * (len(losses) / kept)
 
 
+UNSCALED = {"inputs": "images in [0, 1]; here they are standardised"}
+
+
 class CoTeachingOptions(Options):
     forget_rate: Rate = Field(None, description="share left out in the end (default: the run's noise rate; 0.5x of it)")
-    ramp: int = Field(10, ge=1, description="epochs until the share is reached (published 10)")
+    ramp: Epochs = Field(10, ge=1, description="epochs until the share is reached (published 10)")
     schedule: Literal["paper", "code"] = Field(
         "paper",
         description="share left out in epoch e = 0, 1, ...: min(e / ramp, 1) of it, or min((e + 1) / (ramp - 1), 1)",
@@ -48,6 +52,26 @@ class CoTeaching(Method):
     @classmethod
     def noise_facts(cls, options: CoTeachingOptions) -> tuple[str, ...]:
         return rate_facts(options.forget_rate)
+
+    @classmethod
+    def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
+        return {"schedule": "code"}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="bhanML/Co-teaching@7c7fbe2 main.py",
+            augment="none",
+            batch=128,
+            epochs=200,
+            base_opt="adam",
+            lr=1e-3,
+            weight_decay=0.0,
+            schedule="linear",
+            decay_from=100 if dataset == "cifar100" else 80,
+            final_momentum=0.1,
+            differs={"model": "a CNN of nine layers with dropout, which is not in this package", **UNSCALED},
+        )
 
     def keep(self, rows: int, epoch: int) -> int:
         """How many of ``rows`` rows are kept in an epoch (counted from 0); at least one."""

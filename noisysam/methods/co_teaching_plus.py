@@ -9,12 +9,15 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS
-from noisysam.methods.co_teaching import CoTeaching, CoTeachingOptions, smallest
+from noisysam.methods.co_teaching import UNSCALED, CoTeaching, CoTeachingOptions, smallest
 from noisysam.methods.decoupling import differing
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 
 class CoTeachingPlusOptions(CoTeachingOptions):
-    warmup: int = Field(20, ge=0, description="epochs of co-teaching first (code: CIFAR-10 20, CIFAR-100 5, MNIST 0)")
+    warmup: Epochs = Field(
+        20, ge=0, description="epochs of co-teaching first (code: CIFAR-10 20, CIFAR-100 5, MNIST 0)"
+    )
 
 
 @METHODS.register("co-teaching+", source="arXiv 1901.04215, Algorithm 1", revision=2)
@@ -35,7 +38,24 @@ class CoTeachingPlus(CoTeaching):
 
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
-        return {"warmup": 5} if dataset == "cifar100" else {}
+        return {**super().published(dataset, noise_type, noise), **({"warmup": 5} if dataset == "cifar100" else {})}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        network = "a CNN of nine layers" if dataset == "cifar100" else "two convolutions and three linear layers"
+        return PublishedRecipe(
+            source="xingruiyu/coteaching_plus@40d5831 main.py",
+            augment="none",
+            batch=128,
+            epochs=200,
+            base_opt="adam",
+            lr=1e-3,
+            weight_decay=0.0,
+            schedule="linear",
+            decay_from=80,
+            final_momentum=0.1,
+            differs={"model": f"{network}, not in this package", **UNSCALED},
+        )
 
     def plan(self, tasks: Sequence[Task], logits: Sequence[Tensor]) -> None:
         if self.epoch < self.options.warmup:

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options
+from noisysam.methods.recipe import Epochs
 
 
 class DecouplingOptions(Options):
-    warmup: int = Field(20, ge=0, description="epochs of plain training first (code: iterations, none unless given)")
+    warmup: Epochs = Field(20, ge=0, description="epochs of plain training first (code: iterations, none unless given)")
     floor: float = Field(
         0.1, ge=0, le=1, description="least share of the batch that the mean is taken over (code 0.1; paper: open)"
     )

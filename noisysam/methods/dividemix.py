@@ -15,18 +15,22 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, one_hot
 from noisysam.methods.mixup import draw, mix
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 
-class DivideMixOptions(Options):
-    warmup: int = Field(10, ge=1, description="epochs of cross-entropy first (CIFAR-10: 10; CIFAR-100: 30)")
-    threshold: float = Field(0.5, ge=0, le=1, description="least probability of being clean of a labelled sample (0.5)")
+class MixMatchOptions(Options):
+    warmup: Epochs = Field(10, ge=1, description="epochs of cross-entropy first (CIFAR-10: 10; CIFAR-100: 30)")
     temperature: float = Field(0.5, gt=0, description="sharpening of the targets (0.5)")
     alpha: float = Field(4.0, gt=0, description="of the mixup's Beta(alpha, alpha) (4)")
     lambda_u: float = Field(25.0, ge=0, description="weight of the unlabelled loss (CIFAR-10: 0, 25 or 50, by noise)")
-    ramp: int = Field(16, ge=1, description="epochs until lambda_u is reached, step by step (16)")
+    ramp: Epochs = Field(16, ge=1, description="epochs until lambda_u is reached, step by step (16)")
     confidence_penalty: bool = Field(
         False, description="add the predictions' negative entropy to the loss of the warm-up (asymmetric noise: True)"
     )
+
+
+class DivideMixOptions(MixMatchOptions):
+    threshold: float = Field(0.5, ge=0, le=1, description="least probability of being clean of a labelled sample (0.5)")
     history: int = Field(1, ge=1, description="epochs whose losses are averaged for the mixture (1; 90 % noise: 5)")
 
 
@@ -69,6 +73,20 @@ class DivideMix(Method):
             chosen["threshold"] = 0.6
         return {**chosen, "lambda_u": 0.0 if asymmetric or noise < 0.5 else 50.0 if noise >= 0.9 else 25.0}
 
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="LiJunnan1992/DivideMix@d9d3058 Train_cifar.py; lambda_u and threshold by noise: arXiv 2002.07394",
+            model="preact-resnet18",
+            augment="standard",
+            batch=64,
+            epochs=300,
+            lr=0.02,
+            weight_decay=5e-4,
+            schedule="milestones",
+            milestones=[150],
+        )
+
     def on_stage(self, labels: Tensor) -> None:
         self.labels = labels
         self.progress = 0.0  # epochs, in steps of a labelled pool
@@ -76,10 +94,19 @@ class DivideMix(Method):
         self.register_buffer("clean", torch.ones(2, samples, device=device))
         self.register_buffer("past", torch.zeros(2, self.options.history, samples, device=device))
 
+    @property
+    def first_division(self) -> int:
+        """The epoch in which the losses are first taken in."""
+        return self.options.warmup  # type: ignore[no-any-return]
+
+    def labelled(self, k: int) -> Tensor:
+        """Which samples (n,) network k holds for clean."""
+        return self.clean[k] > self.options.threshold
+
     def on_epoch(self, epoch: int, predict: PredictTrainingSet) -> None:
-        if epoch < self.options.warmup:
+        if epoch < self.first_division:
             return
-        divided = epoch - self.options.warmup  # epochs whose losses were taken in before this one
+        divided = epoch - self.first_division  # epochs whose losses were taken in before this one
         for k in range(2):
             losses = F.cross_entropy(predict(k), self.labels, reduction="none")
             self.past[k, divided % self.options.history] = scaled(losses)
@@ -95,7 +122,7 @@ class DivideMix(Method):
 
     def _pools(self, epoch: Epoch, k: int) -> Iterator[Batch]:
         """Batches for network k: labelled rows first, then as many unlabelled ones, divided by the other network."""
-        chosen = self.clean[1 - k] > self.options.threshold
+        chosen = self.labelled(1 - k)
         labelled, unlabelled = chosen.nonzero().flatten(), (~chosen).nonzero().flatten()
         if not len(labelled) or not len(unlabelled):
             for batch in epoch:
@@ -105,7 +132,11 @@ class DivideMix(Method):
         pools = (epoch.cycle(pool, epoch.rows, steps, self.generator) for pool in (labelled, unlabelled))
         for number, pair in enumerate(zip(*pools, strict=True)):
             self.progress = epoch.number + number / (len(labelled) // epoch.rows + 1)
-            yield epoch.batch(torch.cat(pair), network=k, views=2, divided=True)
+            yield self.drawn(epoch, torch.cat(pair), k)
+
+    def drawn(self, epoch: Epoch, index: Tensor, network: int) -> Batch:
+        """A batch for a network: labels are guessed on its first two views, and learnt from its last two."""
+        return epoch.batch(index, network=network, views=2, divided=True)
 
     def tasks(self, batch: Batch, forward: Forward) -> Sequence[Task]:
         if not batch.divided:
@@ -114,14 +145,14 @@ class DivideMix(Method):
             return [Task(k, batch.inputs, targets) for k in networks]
         k, rows = batch.network, len(batch.index) // 2
         assert k is not None
-        views = batch.views
+        views = batch.views[:2]
         own = torch.stack([forward(k, x).softmax(1) for x in views]).mean(0)
         peer = forward(1 - k, torch.cat([x[rows:] for x in views])).softmax(1).reshape(2, rows, -1).mean(0)
         w = self.clean[1 - k][batch.index[:rows], None]
         refined = w * one_hot(batch.labels[:rows], self.info.classes) + (1 - w) * own[:rows]
         guessed = (own[rows:] + peer) / 2
         targets = sharpen(torch.cat([refined, guessed]), self.options.temperature)
-        inputs, targets = torch.cat(views), targets.repeat(2, 1)
+        inputs, targets = torch.cat(batch.views[-2:]), targets.repeat(2, 1)
         labelled = (torch.arange(len(targets), device=targets.device) % (2 * rows) < rows).float()
         order = labelled.argsort(descending=True, stable=True)  # the labelled rows of both views first
         inputs, targets, labelled = inputs[order], targets[order], labelled[order]

@@ -1,6 +1,7 @@
 """Early-learning regularisation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class ELROptions(Options):
@@ -30,6 +32,28 @@ class ELR(Method):
     Options = ELROptions
     requires = ("index", "one process")
     targets: Tensor
+
+    @classmethod
+    def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
+        if dataset == "cifar100":
+            return {"beta": 0.9, "strength": 7.0}
+        return {"beta": 0.9, "strength": 1.0} if noise_type.startswith("asymmetric") else {}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        common: dict[str, Any] = {
+            "source": "shengliu66/ELR@934af53 ELR (config_cifar10, config_cifar10_asym, config_cifar100)",
+            "model": "resnet34",
+            "augment": "standard",
+            "batch": 128,
+            "lr": 0.02,
+            "weight_decay": 1e-3,
+        }
+        if dataset == "cifar100":
+            return PublishedRecipe(**common, epochs=150, schedule="milestones", milestones=[80, 120], lr_factor=0.01)
+        if noise_type.startswith("asymmetric"):
+            return PublishedRecipe(**common, epochs=120, schedule="milestones", milestones=[40, 80], lr_factor=0.01)
+        return PublishedRecipe(**common, epochs=150, schedule="restarts", period=10, lr_min=1e-3)
 
     def on_stage(self, labels: Tensor) -> None:
         shape = (self.info.samples, self.info.classes)

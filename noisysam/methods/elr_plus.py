@@ -13,6 +13,7 @@ from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, RunInfo, one_hot
 from noisysam.methods.elr import ELROptions
 from noisysam.methods.mixup import draw, mix
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class ELRPlusOptions(ELROptions):
@@ -56,6 +57,21 @@ class ELRPlus(Method):
         if dataset == "cifar100":
             return {"beta": 0.9, "strength": 7.0, "ramp": 0.45, "ema_ramp": 0.45}
         return {"beta": 0.9, "strength": 1.0} if noise_type.startswith("asymmetric") else {}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        hundred = dataset == "cifar100"
+        return PublishedRecipe(
+            source="shengliu66/ELR@934af53 ELR_plus (config_cifar10, config_cifar10_asym, config_cifar100)",
+            model="preact-resnet18",
+            augment="standard",
+            batch=128,
+            epochs=250 if hundred else 200,
+            lr=0.02,
+            weight_decay=5e-4,
+            schedule="milestones",
+            milestones=[200] if hundred else [150],
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         shape = (2, self.info.samples, self.info.classes)

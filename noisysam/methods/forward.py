@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, RunInfo, Stage, StageContext, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class ForwardOptions(Options):
@@ -62,6 +63,27 @@ class ForwardCorrection(Method):
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         return {"quantile": 1.0} if dataset == "cifar100" else {}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        hundred = dataset == "cifar100"
+        return PublishedRecipe(
+            source="giorgiop/loss-correction@15a79de models.py, resnet.py, experiment.py",
+            model="resnet44" if hundred else "resnet32",
+            augment="standard",
+            batch=128,
+            epochs=150 if hundred else 120,
+            lr=0.1,
+            weight_decay=2e-3 if hundred else 2e-4,  # Keras' l2 has no half
+            l2="loss",
+            schedule="milestones",
+            milestones=[80, 120] if hundred else [40, 80],
+            differs={
+                "model": "a pre-activation form",
+                "augment": "shifts by up to 10 %, mirrored",
+                "weight_decay": "of weight matrices alone",
+            },
+        )
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
         if self.options.matrix == "anchors":

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class GCEOptions(Options):
@@ -25,6 +26,21 @@ class GCE(Method):
 
     Options: ClassVar[type[Options]] = GCEOptions
     smooths = False
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        hundred = dataset == "cifar100"
+        return PublishedRecipe(
+            source="arXiv 1805.07836, section 4, by AlanChou/Truncated-Loss@fef5908 README.md (not the authors')",
+            model="resnet34",
+            augment="standard",
+            batch=128,
+            epochs=150 if hundred else 120,
+            lr=0.01,
+            weight_decay=1e-4,
+            schedule="milestones",
+            milestones=[80, 120] if hundred else [40, 80],
+        )
 
     def loss(self, logits: Tensor, task: Task) -> Tensor:
         q = self.options.q

@@ -11,14 +11,15 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, PredictTrainingSet
 from noisysam.methods.gce import GCE, GCEOptions
+from noisysam.methods.recipe import Epochs
 
 
 class TruncatedOptions(GCEOptions):
     k: float = Field(0.5, gt=0, lt=1, description="least p_y of a sample that is kept (published 0.5)")
-    start: int = Field(
+    start: Epochs = Field(
         40, ge=0, description="epoch, counted from 1, that first leaves samples out (CIFAR-10: 40; CIFAR-100: 80)"
     )
-    every: int = Field(10, ge=1, description="epochs between two choices of the samples (published 10)")
+    every: Epochs = Field(10, ge=1, description="epochs between two choices of the samples (published 10)")
 
 
 @METHODS.register("gce-truncated", source="arXiv 1805.07836, the truncated L_q loss and Algorithm 1", revision=2)

@@ -12,6 +12,7 @@ from torch import Tensor
 from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, Options, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class GJSOptions(Options):
@@ -49,6 +50,29 @@ class GJS(Method):
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         pi = GJS_PI.get((dataset, noise_type), {}).get(round(noise, 3))
         return {} if pi is None else {"pi": pi}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        asymmetric = noise_type.startswith("asymmetric")
+        if dataset == "cifar100":
+            lr, decay = (0.4, 1e-4) if asymmetric else (0.2, 5e-5)
+        else:
+            lr, decay = 0.1, 1e-3 if asymmetric else 5e-4
+        return PublishedRecipe(
+            source="ErikEnglesson/GJS@1a3c9e0 scripts/C10, scripts/C100 (gjs-*.yaml), train.py",
+            augment="rand",
+            batch=128,
+            epochs=400,
+            lr=lr,
+            nesterov=True,
+            weight_decay=decay,
+            schedule="milestones",
+            milestones=[200, 300],
+            differs={
+                "model": "PreAct-ResNet-34, not in this package",
+                "augment": "one operation of RandAugment, magnitude 3, and cutout of 16; here two of magnitude 9",
+            },
+        )
 
     def batches(self, epoch: Epoch) -> Iterable[Batch]:
         for batch in epoch:  # its crops are those of any other method

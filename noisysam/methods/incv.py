@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from noisysam.methods.base import METHODS, Method, Options, RunInfo, Stage, StageContext
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class INCVOptions(Options):
@@ -44,6 +45,26 @@ class INCV(Method):
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         return {"remove": 0.0} if noise_type.startswith(("asymmetric", "pair")) else {}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="chenpf1025/noisy_label_understanding_utilizing@a6c8e0d INCV_main.py, my_model.py",
+            model="resnet32",
+            augment="standard",
+            batch=128,
+            epochs=200,
+            base_opt="adam",
+            lr=1e-3,
+            weight_decay=2e-4,  # Keras' l2(1e-4) has no half
+            schedule="milestones",
+            milestones=[80, 120, 160],
+            differs={
+                "schedule": "the rate halves at 180 too; a half's 50 epochs have x 0.5, 0.25, 0.1 at 20, 30, 40",
+                "method": "co-teaching in the last training: --method incv,co-teaching",
+                "weight_decay": "of convolutions alone",
+            },
+        )
 
     def __init__(self, options: INCVOptions, info: RunInfo) -> None:
         super().__init__(options, info)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS
-from noisysam.methods.co_teaching import CoTeaching, CoTeachingOptions, smallest
+from noisysam.methods.co_teaching import UNSCALED, CoTeaching, CoTeachingOptions, smallest
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class JoCoROptions(CoTeachingOptions):
@@ -35,12 +36,30 @@ class JoCoR(CoTeaching):
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         """lambda by data set and rate; the authors halve the nominal rate of asymmetric noise."""
-        chosen: dict[str, Any] = {"forget_rate": noise / 2} if noise_type.startswith("asymmetric") else {}
+        chosen = super().published(dataset, noise_type, noise)
+        if noise_type.startswith("asymmetric"):
+            chosen["forget_rate"] = noise / 2
         if dataset == "cifar100":
             chosen["strength"] = 0.85
         elif dataset == "cifar10" and noise == 0.8:
             chosen["strength"] = 0.65
         return chosen
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="hongxin001/JoCoR@86db359 main.py, algorithm/jocor.py; lambda: README.md",
+            augment="none",
+            batch=128,
+            epochs=200,
+            base_opt="adam",
+            lr=1e-3,
+            weight_decay=0.0,
+            schedule="linear",
+            decay_from=100 if dataset == "cifar100" else 80,
+            final_momentum=0.1,
+            differs={"model": "a CNN of its own (model/cnn.py), not in this package", **UNSCALED},
+        )
 
     def plan(self, tasks: Sequence[Task], logits: Sequence[Tensor]) -> None:
         for task, peer in zip(tasks, reversed(logits), strict=True):

@@ -12,6 +12,7 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, one_hot
 from noisysam.methods.mixup import draw, mix
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class DynamicOptions(Options):
@@ -45,6 +46,20 @@ class DynamicBootstrap(Method):
     smooths = False
     noisy: Tensor
 
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="PaulAlbert31/LabelNoiseCorrection@5e9a73e train.py, RunScripts.sh",
+            model="preact-resnet18",
+            augment="standard",
+            batch=128,
+            epochs=300,
+            lr=0.1,
+            weight_decay=1e-4,
+            schedule="milestones",
+            milestones=[100, 250],
+        )
+
     @property
     def begun(self) -> bool:
         return self.epoch >= round(self.options.warmup * self.info.epochs)
@@ -76,10 +91,14 @@ class DynamicBootstrap(Method):
         loss = -(task.labels * log_p).sum(1)
         if "mean" not in task.plan:
             return loss
-        mean = task.plan["mean"]
-        divergence = -math.log(logits.shape[1]) - mean.log().mean(1)
-        tangent = 1 - (log_p.exp() / mean).mean(1)  # of mean zero over the batch at w
-        return loss + self.options.penalty * (divergence + tangent)
+        return loss + self.options.penalty * divergence(log_p.exp(), task.plan["mean"])
+
+
+def divergence(p: Tensor, mean: Tensor) -> Tensor:
+    """KL(uniform || mean prediction) for each row (n,) by its tangent at ``mean`` (n, K, equal rows), the batch's mean
+    at w: its mean over the batch has the value and the gradient of the KL there, and rows do not depend on others."""
+    tangent = 1 - (p / mean).mean(1)  # of mean zero over the batch at w
+    return -math.log(p.shape[1]) - mean.log().mean(1) + tangent
 
 
 def probability_noisy(losses: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, Method, RunInfo, one_hot
 from noisysam.methods.mentornet import MentorNetOptions, weigh
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class MentorMixOptions(MentorNetOptions):
@@ -60,6 +61,25 @@ class MentorMix(Method):
         if not noise_type.startswith("symmetric") or noise not in MENTORMIX.get(dataset, {}):
             return {}
         return dict(zip(("alpha", "percentile", "second"), MENTORMIX[dataset][noise], strict=True))
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="google-research/google-research@0c1bbe5 mentormix/code/cifar_train_mentormix.py,"
+            " cifar_data_provider.py, training_mentormix_command.sh",
+            model="resnet32-wide",
+            augment="color",
+            batch=128,
+            epochs=512,  # 200,000 steps
+            lr=0.1,
+            weight_decay=2e-4,
+            l2="loss",
+            schedule="milestones",
+            milestones=list(range(30, 512, 30)),
+            lr_factor=0.9,
+            ema=0.9999,
+            differs={"weight_decay": "none where the mixed rows are weighted"},
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         for name in ("average", "average_mixed"):

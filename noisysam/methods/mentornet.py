@@ -8,6 +8,7 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class MentorNetOptions(Options):
@@ -37,6 +38,25 @@ class MentorNet(Method):
     Options = MentorNetOptions
     requires = ("one process",)
     average: Tensor
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="google/mentornet@76d6be2 code/cifar_train_mentornet.py, commands/train_studentnet_resnet.sh",
+            augment="standard",
+            batch=128,
+            epochs=100,  # 39,000 steps
+            lr=0.1,
+            weight_decay=2e-4,
+            l2="loss",
+            schedule="milestones",
+            milestones=[50, 64, 76.8],  # 19,531, 25,000 and 30,000 steps
+            differs={
+                "model": "56 layers of widths 160, 320 and 640, not in this package",
+                "augment": "crops of images padded by 8",
+                "weight_decay": "scaled by the mean of the weights of the rows",
+            },
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.register_buffer("average", torch.zeros((), device=self.info.device))

@@ -9,6 +9,7 @@ from pydantic import Field
 from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, Method, Options, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class MixupOptions(Options):
@@ -27,6 +28,20 @@ class Mixup(Method):
 
     Options = MixupOptions
     provides = ("one view",)
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="facebookresearch/mixup-cifar10@1fe8c5e train.py, models/resnet.py",
+            model="preact-resnet18",
+            augment="standard",
+            batch=128,
+            epochs=200,
+            lr=0.1,
+            weight_decay=1e-4,
+            schedule="milestones",
+            milestones=[100, 150],
+        )
 
     def tasks(self, batch: Batch, forward: Forward) -> Sequence[Task]:
         weight, other = draw(self.options.alpha, len(batch.inputs), self.generator, self.rng, batch.inputs.device)

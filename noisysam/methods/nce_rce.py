@@ -7,6 +7,7 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 from noisysam.methods.sce import LOG_ZERO, RELEASED, reverse_cross_entropy
 
 
@@ -34,6 +35,23 @@ class NCERCE(Method):
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         return {"A": RELEASED, **({"alpha": 10.0, "beta": 0.1} if dataset == "cifar100" else {})}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        hundred = dataset == "cifar100"
+        network = "ResNet-50" if hundred else "a CNN of eight layers"
+        differs = {"model": f"{network}, not in this package"}
+        return PublishedRecipe(
+            source="HanxunH/Active-Passive-Losses@04bce53 configs/cifar10, configs/cifar100 (nce+rce.yaml), dataset.py",
+            augment="standard",
+            batch=128,
+            epochs=200 if hundred else 120,
+            lr=0.1 if hundred else 0.01,
+            weight_decay=1e-5 if hundred else 1e-4,
+            clip=5.0,
+            schedule="cosine",
+            differs=differs | ({"augment": "rotations by up to 20 degrees too"} if hundred else {}),
+        )
 
     def loss(self, logits: Tensor, task: Task) -> Tensor:
         o, log_p, labels = self.options, logits.log_softmax(1), one_hot(task.labels, logits.shape[1])

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from noisysam.methods.base import METHODS, Stage, StageContext
 from noisysam.methods.bootstrap import Bootstrap, BootstrapOptions
+from noisysam.methods.recipe import PublishedRecipe
 
 
 class NTSOptions(BootstrapOptions):
@@ -23,6 +24,26 @@ class NTS(Bootstrap):
     """
 
     Options = NTSOptions
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="chenpf1025/RobustnessAccuracy@238732e train_cifar10_ce.py, hyperparameter.txt",
+            model="wrn-28-10",
+            augment="rand",
+            batch=128,
+            epochs=200,
+            lr=0.1,
+            weight_decay=5e-4,
+            schedule="milestones",
+            milestones=[60, 120, 160],
+            lr_factor=0.2,
+            differs={
+                "model": "with dropout of 0.2",
+                "augment": "AutoAugment and cutout of 16; here RandAugment",
+                "momentum": "begins at zero in every epoch",
+            },
+        )
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
         # any epoch may be the teacher, however seldom the run is evaluated

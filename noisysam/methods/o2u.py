@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from noisysam.methods.base import METHODS, Method, Options, PredictTrainingSet, Rate, Stage, StageContext, rate_facts
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 
 class O2UOptions(Options):
@@ -17,7 +18,7 @@ class O2UOptions(Options):
         1.0, gt=0, description="length of the first training, in --epochs (250 of 250, see Deviation)"
     )
     cyclical: float = Field(1.0, gt=0, description="length of all cycles, in --epochs (250 of 250, see Deviation)")
-    period: int = Field(10, ge=1, description="epochs of a cycle (published 10)")
+    period: Epochs = Field(10, ge=1, description="epochs of a cycle (published 10)")
     lr: float = Field(0.01, gt=0, description="first learning rate, and peak of a cycle (published 0.01, for sgd)")
 
 
@@ -45,6 +46,25 @@ class O2U(Method):
     @classmethod
     def noise_facts(cls, options: O2UOptions) -> tuple[str, ...]:
         return rate_facts(options.remove)
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="hjimce/O2U-Net@ef89d99 main.py (not the authors')",
+            augment="none",
+            batch=128,
+            epochs=250,
+            lr=0.01,
+            weight_decay=5e-4,
+            schedule="milestones",
+            milestones=[62.5, 125],
+            lr_factor=10**-0.5,
+            differs={
+                "model": "the CNN of Co-teaching, not in this package",
+                "schedule": "the last training's rate falls to a half and a tenth; here to 0.32 and a tenth",
+                "batch": "16 in the cycles",
+            },
+        )
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
         o, epochs = self.options, self.info.epochs

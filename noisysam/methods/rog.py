@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from noisysam.methods.base import METHODS, Method, Options, PredictTrainingSet
+from noisysam.methods.recipe import PublishedRecipe
 
 ABSENT = -1e3  # added to the log density of a class without samples, which is never predicted
 
@@ -35,6 +36,22 @@ class RoG(Method):
 
     Options = RoGOptions
     reported = "features"
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        hundred = dataset == "cifar100"
+        return PublishedRecipe(
+            source="pokaxpoka/RoGNoisyLabel@0cf223f train.py",
+            model="resnet34",
+            augment="standard",
+            batch=128,
+            epochs=200 if hundred else 120,
+            lr=0.1,
+            weight_decay=5e-4,
+            schedule="milestones",
+            milestones=[80, 120, 160] if hundred else [40, 80],
+            differs={"model": "DenseNet-100 or ResNet-34"},
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.labels = labels

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 
 
 def reverse_cross_entropy(log_p: Tensor, labels: Tensor, floor: float) -> Tensor:
@@ -44,6 +45,29 @@ class SCE(Method):
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         return {"A": RELEASED, **({"alpha": 6.0, "beta": 0.1} if dataset == "cifar100" else {})}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        hundred = dataset == "cifar100"
+        return PublishedRecipe(
+            source="YisenWang/symmetric_cross_entropy_for_noisy_labels@235d93b train_models.py, util.py,"
+            " models.py, resnet.py",
+            model="resnet44" if hundred else None,
+            augment="standard",
+            batch=128,
+            epochs=150 if hundred else 120,
+            lr=0.1 if hundred else 0.01,
+            weight_decay=0.02 if hundred else 0.0,
+            l2="loss" if hundred else "descent",
+            schedule="milestones",
+            milestones=[80, 120] if hundred else [40, 80],
+            differs={
+                "lr": "Keras' decay=5e-3 divides the rate by 1 + 0.005 x steps too",
+                "model": "a pre-activation form" if hundred else "a CNN of eight layers, not in this package",
+                "weight_decay": "of weight matrices alone" if hundred else "l2(0.01) on one linear layer; here none",
+                "augment": "shifts by up to 20 %, mirrored" + (", rotations by up to 20 degrees" if hundred else ""),
+            },
+        )
 
     def loss(self, logits: Tensor, task: Task) -> Tensor:
         o, log_p, labels = self.options, logits.log_softmax(1), one_hot(task.labels, logits.shape[1])

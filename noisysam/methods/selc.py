@@ -8,6 +8,7 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 
 TURNING_POINTS = {  # published epochs of cross-entropy, of 200
     ("cifar10", "symmetric"): {0.2: 40, 0.4: 30, 0.6: 30, 0.8: 40},
@@ -44,6 +45,20 @@ class SELC(Method):
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         epochs = TURNING_POINTS.get((dataset, noise_type), {}).get(noise)
         return {} if epochs is None else {"start": epochs / 200}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="MacLLL/SELC@69bcf1e class-conditional_noise/train_cifar_with_SELC.py",
+            model="resnet34",
+            augment="standard",
+            batch=128,
+            epochs=200,
+            lr=0.02,
+            weight_decay=1e-3,
+            schedule="milestones",
+            milestones=[40, 80],
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.register_buffer("targets", one_hot(labels, self.info.classes).clone())

@@ -12,6 +12,7 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, one_hot
 from noisysam.methods.mixup import draw, mix
+from noisysam.methods.recipe import PublishedRecipe
 
 ROWS = 1000  # of the neighbour search at a time
 
@@ -56,6 +57,21 @@ class SSR(Method):
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         return {"theta_r": 0.8} if noise >= 0.5 else {}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="MrChenFeng/SSR_BMVC2022@849530d main_cifar.py, README.md",
+            model="preact-resnet18",
+            augment="rand",
+            batch=128,
+            epochs=300,
+            lr=0.02,
+            weight_decay=5e-4,
+            schedule="cosine",
+            lr_min=0.0004,
+            differs={"augment": "AutoAugment for some views, crop and flip for the others; here RandAugment for all"},
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.labels = labels

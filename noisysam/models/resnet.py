@@ -4,7 +4,6 @@ Every network gives logits from ``forward(x)`` for x of shape (n, C, H, W), and 
 ``features(x)``. Inputs from 8x8x1 to 32x32x3 work. Batch norm in training needs more than one value per channel.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from noisysam.core.errors import UserError
 from noisysam.core.registry import Registry
-from noisysam.models.blocks import GROUPS, NORMS, BasicBlock, LastActivation, Layers, PreActBlock
+from noisysam.models.blocks import GROUPS, BasicBlock, LastActivation, Layers, PreActBlock
 
 
 class ResNet(nn.Module):
@@ -89,7 +88,7 @@ class Architecture:
         return ResNet(blocks, inputs, classes)
 
 
-MODELS: Registry[Architecture] = Registry("model")
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
 
 
 WIDTH, PARAMETERS = 1000, 10**9  # limits; 10^9 parameters take 4 GB in float32
@@ -139,29 +138,17 @@ def check_size(name: str, classes: int, channels: int, width: float, norm: str) 
         raise UserError(f"--width {width:g}: {name} would have {count:,} parameters, more than {PARAMETERS:,}")
 
 
-def build(
-    name: str, classes: int, channels: int = 3, *, width: float = 1.0, norm: str = "batch", seed: int = 0
+def scaled(
+    architecture: Callable[[int, int, Callable[[int], int], str], ResNet],
+    classes: int,
+    channels: int,
+    width: float,
+    norm: str,
 ) -> ResNet:
-    """The network ``name`` for images of ``channels`` channels, on the CPU, in channels_last memory format.
-
-    ``width`` multiplies all channel counts (rounded, at least 1; with group norm to a multiple of its 8 groups, at
-    least 16). ``norm``: "batch", "group", or "none" (convolutions with biases, residual branches that start at zero).
-    Weights depend on ``seed`` alone; the global random state is left as it was.
-    ``UserError`` for an unknown name or norm, or a width that is not a positive number.
-    """
-    architecture = MODELS[name]
-    if norm not in NORMS:
-        raise UserError(f"unknown norm {norm!r}: use one of {', '.join(NORMS)}")
-    if not (math.isfinite(width) and width > 0):
-        raise UserError(f"width is {width}: give a positive factor for the channel counts, such as 0.5")
-
-    check_size(name, classes, channels, width, norm)
-    scale = _scale(width, norm)
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed CUDA too
-        network = architecture(classes, channels, scale, norm)
-        _initialise(network, norm)
-    return network.to(memory_format=torch.channels_last)
+    """A network of this width and norm with initial weights from torch's default generator."""
+    network = architecture(classes, channels, _scale(width, norm), norm)
+    _initialise(network, norm)
+    return network
 
 
 for _depth in (8, 14, 20, 32, 44, 56, 110):

@@ -29,15 +29,21 @@ class Request:
     images: NDArray[np.uint8] | None
     superclasses: tuple[int, ...] | None
     data_dir: Path | None
+    given: Labels | None = None  # noisy labels that came with the data, where `clean` corrects them
 
 
 class Noise:
-    """A noise model: from a request to noisy labels. Models that bring their labels take no rate, draw or seed."""
+    """A noise model: from a request to noisy labels.
+
+    ``brings_labels``: the labels exist already, for the whole data set; such a model takes no rate, draw or seed.
+    ``argument``: what it takes after a colon, for messages; None: nothing.
+    """
 
     name: ClassVar[str]
     source: ClassVar[str]
     revision: ClassVar[int]
     brings_labels: ClassVar[bool] = False
+    argument: ClassVar[str | None] = None
 
     def make(self, request: Request) -> NoisyLabels:
         """The noisy labels of one request."""
@@ -54,6 +60,11 @@ class Noise:
 NOISE: Registry[type[Noise]] = Registry("noise type")
 
 
+def brings_labels(kind: str) -> bool:
+    """Whether the labels of a noise type (human:SET) exist already, for the whole data set."""
+    return NOISE[kind.partition(":")[0]].brings_labels
+
+
 def make(
     kind: str,
     clean: ArrayLike,
@@ -65,17 +76,19 @@ def make(
     images: NDArray[np.uint8] | None = None,
     superclasses: tuple[int, ...] | None = None,
     data_dir: Path | None = None,
+    given: ArrayLike | None = None,
 ) -> NoisyLabels:
     """Noisy labels of ``kind`` (a registered name; human:SET, file:PATH) for the clean labels (n,).
 
     ``rate`` is the share of samples selected for a new label; ``draw`` selects an exact number in each class or each
-    sample by itself. ``images`` (n, H, W, C) are for instance noise, ``superclasses`` (K,) for asymmetric. Warns where
-    the true label of a class is not its most probable label. ``UserError`` for anything out of range.
+    sample by itself. ``images`` (n, H, W, C) are for instance noise, ``superclasses`` (K,) for asymmetric, ``given``
+    (n,), the labels that came with the data, for given. Warns where the true label of a class is not its most probable
+    label. ``UserError`` for anything out of range.
     """
     name, colon, argument = kind.partition(":")
     model = NOISE[name]()
-    given = np.asarray(clean)
-    true = checked_labels(given, "clean labels", given.size, classes)
+    array = np.asarray(clean)
+    true = checked_labels(array, "clean labels", array.size, classes)
     if not true.size:
         raise UserError("there are no labels to make noisy")
     if not 0 <= rate <= 1:  # also refuses nan
@@ -84,13 +97,16 @@ def make(
         raise UserError(f"unknown noise draw {draw!r} (known: {', '.join(DRAWS)})")
     if model.brings_labels and rate:
         raise UserError(f"noise type {name} brings its own rate: leave the noise rate out")
-    if model.brings_labels and not argument:
-        raise UserError(f"noise type {name} needs {'a set, human:worse' if name == 'human' else 'a path, file:PATH'}")
-    if colon and not model.brings_labels:
+    if model.argument is not None and not argument:
+        raise UserError(f"noise type {name} needs {model.argument}")
+    if colon and model.argument is None:
         raise UserError(f"noise type {name} takes nothing after a colon, got {kind!r}")
-    noisy = model.make(Request(true, classes, rate, draw, seed, argument, images, superclasses, data_dir))
+    brought = None if given is None else checked_labels(np.asarray(given), "given labels", true.size, classes)
+    noisy = model.make(Request(true, classes, rate, draw, seed, argument, images, superclasses, data_dir, brought))
 
     matrix = noisy.matrix if noisy.transition is None else noisy.transition
+    if matrix is None:
+        return noisy
     rivals = np.where(np.eye(classes, dtype=bool), -np.inf, matrix).max(axis=1)
     lost = np.flatnonzero(np.diag(matrix) <= rivals + 1e-9)
     if len(lost):

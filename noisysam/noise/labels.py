@@ -25,34 +25,50 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class NoisyLabels:
-    """Noisy labels beside the clean ones."""
+    """Noisy labels beside the clean ones, where those are known. What depends on them is None where they are not."""
 
     labels: Labels  # (n,)
-    clean: Labels  # (n,)
+    clean: Labels | None  # (n,); None: not known
     classes: int
     definition: dict[str, Any]  # what the labels follow from: type, rate, draw, seed, revision, ...; JSON-able
     transition: Matrix | None = None  # (K, K), P(noisy = j | clean = i), where the model states it
 
     @property
-    def rate(self) -> float:
-        """The nominal rate; where the labels have none (human, file), the measured flip rate."""
+    def rate(self) -> float | None:
+        """The nominal rate; where the labels have none (human, file, given), the measured flip rate."""
         nominal = self.definition["rate"]
         return self.flip_rate if nominal is None else float(nominal)
 
     @property
+    def truth(self) -> Labels:
+        """The clean labels; ``UserError`` where they are not known."""
+        if self.clean is None:
+            raise UserError("the correct training labels of these data are not known, so this cannot be measured")
+        return self.clean
+
+    @property
     def flipped(self) -> NDArray[np.bool_]:
-        """Mask (n,) of the wrong labels."""
-        flipped: NDArray[np.bool_] = self.labels != self.clean
+        """Mask (n,) of the wrong labels; ``UserError`` where the clean ones are not known."""
+        flipped: NDArray[np.bool_] = self.labels != self.truth
         return flipped
 
     @property
-    def flip_rate(self) -> float:
-        """Share of wrong labels."""
-        return float(self.flipped.mean())
+    def strata(self) -> tuple[NDArray[np.bool_], Labels]:
+        """Masks of the wrong labels and true classes (n,), by which samples are drawn in proportion; all right and the
+        given classes, where the clean labels are not known."""
+        truth = self.labels if self.clean is None else self.clean
+        return self.labels != truth, truth
 
     @property
-    def matrix(self) -> Matrix:
+    def flip_rate(self) -> float | None:
+        """Share of wrong labels."""
+        return None if self.clean is None else float(self.flipped.mean())
+
+    @property
+    def matrix(self) -> Matrix | None:
         """The measured transition matrix (K, K); a class without samples has its row of the identity."""
+        if self.clean is None:
+            return None
         pairs = np.bincount(self.clean * self.classes + self.labels, minlength=self.classes**2)
         counts = pairs.reshape(self.classes, self.classes)
         absent = counts.sum(1) == 0
@@ -61,15 +77,16 @@ class NoisyLabels:
         return matrix
 
     @property
-    def per_class_flip_rate(self) -> NDArray[np.float64]:
+    def per_class_flip_rate(self) -> NDArray[np.float64] | None:
         """Share of wrong labels in each clean class (K,)."""
-        rates: NDArray[np.float64] = 1 - np.diag(self.matrix)
-        return rates
+        matrix = self.matrix
+        return None if matrix is None else 1 - np.diag(matrix)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the labels, then the clean labels, as little-endian int64."""
-        return hashlib.sha256(self.labels.astype("<i8").tobytes() + self.clean.astype("<i8").tobytes()).hexdigest()
+        """SHA-256 (hex) of the labels, then the clean labels (or that they are not known), as little-endian int64."""
+        clean = b"clean labels are not known" if self.clean is None else self.clean.astype("<i8").tobytes()
+        return hashlib.sha256(self.labels.astype("<i8").tobytes() + clean).hexdigest()
 
     @cached_property
     def definition_digest(self) -> str:
@@ -78,12 +95,13 @@ class NoisyLabels:
 
     def card(self) -> dict[str, Any]:
         """The facts about these labels, JSON-able."""
+        per_class, matrix = self.per_class_flip_rate, self.matrix
         return {
             **self.definition,
             "n": len(self.labels),
             "flip_rate": self.flip_rate,
-            "per_class_flip_rate": self.per_class_flip_rate.tolist(),
-            "matrix": self.matrix.tolist(),
+            "per_class_flip_rate": None if per_class is None else per_class.tolist(),
+            "matrix": None if matrix is None else matrix.tolist(),
             "digest": self.digest,
             "definition_digest": self.definition_digest,
         }
@@ -92,35 +110,39 @@ class NoisyLabels:
         """The samples at ``index`` (positions or a mask). Their definition names the digest of the whole."""
         chosen = np.asarray(index)
         definition = {**self.definition, "taken_from": self.digest}
-        return NoisyLabels(self.labels[chosen], self.clean[chosen], self.classes, definition, self.transition)
+        clean = None if self.clean is None else self.clean[chosen]
+        return NoisyLabels(self.labels[chosen], clean, self.classes, definition, self.transition)
 
 
 def save(noisy: NoisyLabels, path: Path) -> None:
-    """Write ``path`` (.npz, no pickles) and beside it a CSV ``index,clean,noisy``, each by rename."""
+    """Write ``path`` (.npz, no pickles) and beside it a CSV ``index,clean,noisy``, each by rename; without ``clean``
+    where that is not known."""
     if path.suffix != ".npz":
         raise UserError(f"{path}: label files are named .npz (a .csv is written beside it)")
     arrays: dict[str, Any] = {
         "labels": noisy.labels,
-        "clean": noisy.clean,
+        **({} if noisy.clean is None else {"clean": noisy.clean}),
         "definition": np.array(json.dumps(noisy.definition, sort_keys=True)),
         "checksum": np.array(_checksum(noisy)),
     }
     if noisy.transition is not None:
         arrays["transition"] = noisy.transition
-    rows = np.column_stack((np.arange(len(noisy.labels)), noisy.clean, noisy.labels))
+    columns = {"index": np.arange(len(noisy.labels)), "clean": noisy.clean, "noisy": noisy.labels}
+    known = {name: column for name, column in columns.items() if column is not None}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(path) as file:
             np.savez_compressed(file, **arrays)
         with _replacing(path.with_suffix(".csv")) as file:
-            np.savetxt(file, rows, fmt="%d", delimiter=",", header="index,clean,noisy", comments="")
+            rows = np.column_stack(list(known.values()))
+            np.savetxt(file, rows, fmt="%d", delimiter=",", header=",".join(known), comments="")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({one_line(error)})") from error
 
 
 def load(path: Path) -> NoisyLabels:
     """Labels that ``save`` wrote; ``UserError`` where the file is faulty or its content does not fit its checksum."""
-    arrays = read_npz(path, ("labels", "clean", "definition", "checksum"), optional=("transition",))
+    arrays = read_npz(path, ("labels", "definition", "checksum"), optional=("clean", "transition"))
     try:
         definition = json.loads(str(arrays["definition"][()]))
         classes, rate = definition["classes"], definition["rate"]
@@ -130,8 +152,13 @@ def load(path: Path) -> NoisyLabels:
         raise UserError(f"{path}: its definition cannot be read ({one_line(error)})") from error
     if not sane:
         raise UserError(f"{path}: its definition lacks or misstates type, rate, draw, seed, revision or classes")
-    clean = checked_labels(arrays["clean"], f"{path}: clean", arrays["clean"].size, classes)
-    labels = checked_labels(arrays["labels"], f"{path}: labels", clean.size, classes)
+    clean = None
+    if "clean" in arrays:
+        clean = checked_labels(arrays["clean"], f"{path}: clean", arrays["clean"].size, classes)
+    elif definition["type"] != "given":
+        raise UserError(f"{path}: lacks clean")
+    size = arrays["labels"].size if clean is None else clean.size
+    labels = checked_labels(arrays["labels"], f"{path}: labels", size, classes)
     transition = arrays.get("transition")
     if transition is not None and (transition.shape != (classes, classes) or transition.dtype != np.float64):
         raise UserError(

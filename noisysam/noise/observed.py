@@ -23,6 +23,7 @@ class Human(Noise):
     """
 
     brings_labels = True
+    argument = "a set, human:worse"
     FILES: ClassVar[dict[int, tuple[str, str]]] = {
         10: ("CIFAR-10_human.pt", "cifar10n.npz"),
         100: ("CIFAR-100_human.pt", "cifar100n.npz"),
@@ -73,6 +74,7 @@ class File(Noise):
     """
 
     brings_labels = True
+    argument = "a path, file:PATH"
 
     def make(self, request: Request) -> NoisyLabels:
         """The labels of the file; ``UserError`` where they do not fit the data set."""
@@ -85,12 +87,31 @@ class File(Noise):
                 noisy = load(path)
                 if noisy.classes != r.classes:
                     raise UserError(f"{path}: made for {noisy.classes} classes, not {r.classes}")
-                check_clean(noisy.clean, r.clean, str(path))
-                return noisy
+                if noisy.clean is not None:
+                    check_clean(noisy.clean, r.clean, str(path))
+                    return noisy
         if "clean" in arrays:
             check_clean(arrays["clean"], r.clean, str(path))
         labels = checked_labels(arrays["labels"], f"{path}: labels", len(r.clean), r.classes)
         return NoisyLabels(labels, r.clean, r.classes, self.definition(r))
+
+
+@NOISE.register("given", source="the labels of the data set")
+class Given(Noise):
+    """The labels that the data set brings, which are noisy already; nothing is added to them.
+
+    Which of them are wrong is known only where the data set brings the correct training labels too
+    (``train_labels_clean`` in an .npz file, ``clean.csv`` in a folder).
+    """
+
+    brings_labels = True
+
+    def make(self, request: Request) -> NoisyLabels:
+        """The labels of the data set beside the correct ones, if they are known."""
+        r = request
+        known = r.given is not None
+        labels = r.given if r.given is not None else r.clean
+        return NoisyLabels(labels, r.clean if known else None, r.classes, self.definition(r))
 
 
 def _read_released(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:

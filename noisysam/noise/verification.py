@@ -20,9 +20,9 @@ def verify(path: Path, clean: ArrayLike | None = None) -> list[str]:
     """
     noisy = load(path)
     passed = [f"content fits its checksum (labels {noisy.digest[:12]}, definition {noisy.definition_digest[:12]})"]
-    if clean is not None:
+    if clean is not None and noisy.clean is not None:
         check_clean(noisy.clean, np.asarray(clean), str(path))
-        passed.append(f"all {len(noisy.clean)} clean labels equal the data set's")
+        passed.append(f"all {len(noisy.truth)} clean labels equal the data set's")
     facts = noisy.definition
     by_class = facts["type"] in NOISE and issubclass(NOISE[facts["type"]], MatrixNoise)
     if by_class and facts["revision"] == NOISE[facts["type"]].revision and "taken_from" not in facts:
@@ -30,7 +30,7 @@ def verify(path: Path, clean: ArrayLike | None = None) -> list[str]:
             warnings.simplefilter("ignore")  # whether the noise can be learnt is not the question here
             again = make(
                 facts["type"],
-                noisy.clean,
+                noisy.truth,
                 noisy.classes,
                 rate=facts["rate"],
                 seed=facts["seed"],

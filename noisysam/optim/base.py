@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from noisysam.core.errors import OptionError, UserError
 from noisysam.core.objective import Closure, Objective
 from noisysam.core.registry import Registry
+from noisysam.core.settings import BaseRule
 from noisysam.core.task import Average, Rows
 from noisysam.core.validation import explain
 
@@ -51,7 +52,7 @@ class Chunked(Radius):
 
 
 class SharpnessAware(torch.optim.Optimizer):
-    """A torch optimizer around a base rule (SGD or AdamW). A subclass defines the gradient that the rule steps with.
+    """A torch optimizer around a base rule: SGD, Adam or AdamW. A subclass defines the gradient that it steps with.
 
     It is used like torch's own optimizers, with a closure because the loss is evaluated more than once::
 
@@ -89,7 +90,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self,
         params: Any,
         *,
-        base: Literal["sgd", "adamw"] = "sgd",
+        base: BaseRule = "sgd",
         lr: float = 0.1,
         momentum: float = 0.9,
         nesterov: bool = False,
@@ -103,10 +104,10 @@ class SharpnessAware(torch.optim.Optimizer):
         """Create the optimizer and its base rule.
 
         ``params``: tensors, (name, tensor) pairs as of ``named_parameters()``, or param groups. ``nesterov``: False as
-        in torch.optim.SGD (runs of this package pass True). ``betas``, ``eps``: of AdamW; the default betas are
-        (momentum, 0.999). ``l2``: weight decay in the base step, or as L2 in the loss of every evaluation
-        (google-research/sam). ``clip``: largest global norm of the step's gradient. ``options``: fields of
-        ``Options``.
+        in torch.optim.SGD (runs of this package pass True). ``betas``, ``eps``: of Adam and AdamW; the default betas
+        are (momentum, 0.999). Adam adds its weight decay to the gradient, AdamW to the step. ``l2``: weight decay in
+        the base step, or as L2 in the loss of every evaluation (google-research/sam). ``clip``: largest global norm of
+        the step's gradient. ``options``: fields of ``Options``.
         """
         self.given = frozenset(options)
         chosen = checked(type(self), options)
@@ -115,13 +116,14 @@ class SharpnessAware(torch.optim.Optimizer):
         params = list(params)
         if base == "sgd":
             if betas is not None:
-                raise ValueError("betas is an option of AdamW: give base='adamw', or momentum for SGD")
+                raise ValueError("betas is an option of Adam: give base='adam' or 'adamw', or momentum for SGD")
             self.base: torch.optim.Optimizer = torch.optim.SGD(
                 params, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=decay, fused=True
             )
         else:
             betas = betas or (momentum, 0.999)
-            self.base = torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
+            rule = torch.optim.Adam if base == "adam" else torch.optim.AdamW
+            self.base = rule(params, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
         super().__init__(self.base.param_groups, {**self.base.defaults, **chosen.model_dump()})
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self.clip = clip

@@ -110,8 +110,8 @@ class Subject:
             images = data.test_images[chosen].to(self.device)
             return normalise(images, self.loader.mean, self.loader.std), data.test_labels[chosen].to(self.device)
         noisy = self.problem.noisy.take(self.problem.train)
-        chosen = torch.from_numpy(metrics.stratified_sample(noisy.flipped, noisy.clean, limit or len(noisy.clean), 0))
-        given = torch.from_numpy(noisy.clean if name == "clean" else noisy.labels)[chosen]
+        chosen = torch.from_numpy(metrics.stratified_sample(*noisy.strata, limit or len(noisy.labels), 0))
+        given = torch.from_numpy(noisy.truth if name == "clean" else noisy.labels)[chosen]
         return torch.cat(list(self.loader.plain(chosen.to(self.device)))), given.to(self.device)
 
     @torch.no_grad()
@@ -267,8 +267,10 @@ def _method(config: RunConfig, problem: Problem, loader: Loader, modules: list[n
         device=loader.device,
         features=getattr(getattr(modules[0], "head", None), "in_features", 0),
         label_smoothing=config.label_smoothing,
-        rate=float(noisy.flip_rate) if "rate" in known else None,
-        matrix=torch.from_numpy(noisy.matrix).float().to(loader.device) if "matrix" in known else None,
+        rate=float(noisy.flipped.mean()) if "rate" in known else None,
+        matrix=torch.from_numpy(noisy.matrix).float().to(loader.device)
+        if "matrix" in known and noisy.matrix is not None
+        else None,
     )
     method = methods.compose(config.method)(options, facts)
     if method.reported == "features":  # its classifier is fitted to the features of the training set

@@ -9,10 +9,23 @@ import pandas as pd
 
 from noisysam.core.errors import DamagedFile, UserError
 from noisysam.core.text import csv_cell
-from noisysam.report import claims, facts, figures, probes, published, sections, sentences, tables
+from noisysam.report import (
+    across,
+    claims,
+    crossed,
+    facts,
+    figures,
+    glossary,
+    probes,
+    published,
+    rerun,
+    sections,
+    sentences,
+    tables,
+)
 from noisysam.report.claims import Verdict
 from noisysam.report.document import Document, Figure, Section, Table, section_markdown, write_text
-from noisysam.report.tables import WHOLE, ReportCell, Summary, finished, place_name, read_cells, summary_table
+from noisysam.report.tables import ReportCell, Summary, finished, place_name, read_cells, summary_table
 from noisysam.runs import measures
 from noisysam.runs.record import RunFolder, load_study
 from noisysam.runs.schema import StudyPlan
@@ -45,7 +58,7 @@ def report(store: Path, study: str, target: Path) -> Report:
     means, places = summaries["last"], _places(cells)
     measured = {m.name: _measured(m.name, m.heading, cells, summaries[m.name], places) for m in measures.shown("table")}
     verdicts = _judge(plan, cells)
-    rows = Section("Rows", tables=[Table("rows", tables.row_table(cells))])
+    rows = Section("Rows", tables.speed_remark(cells), tables=[Table("rows", tables.row_table(cells))])
     epochs = {cell["key"]: _epochs(store, cell["key"]) for cell in finished(cells)}
     first = [
         Section("In short", lines=sentences.sentences(cells, means, verdicts)),
@@ -60,6 +73,8 @@ def report(store: Path, study: str, target: Path) -> Report:
             *measured.values(),
             rows,
             sections.cost(cells, means),
+            *crossed.sections(cells),
+            *across.sections(cells),
             *sections.tuning(cells, means),
             sections.curves(cells, epochs),
             *sections.radii(cells, means),
@@ -67,12 +82,16 @@ def report(store: Path, study: str, target: Path) -> Report:
             *probes.sections(store, cells, {place: anchor for place, (anchor, _) in places.items()}),
             *facts.sections(cells, study, plan, bool(verdicts)),
             _unfinished(cells),
+            glossary.section(),
+            rerun.section(cells, study, plan),
             Section("Runs", lines=[(f"{place}: {text}", anchor) for place, (anchor, text) in places.items()]),
         ],
     )
     folder = target / study
     document.write(folder)
-    write_text(folder / "results.csv", _csv([{k: v for k, v in c.items() if k not in WHOLE} for c in cells]))
+    write_text(folder / "results.csv", _csv(list(map(tables.as_line, cells))))
+    write_text(folder / "constraints.txt", rerun.constraints(cells))
+    write_text(folder / f"{study}.yaml", plan["file"])
     lines = [{k: v for k, v in line.items() if k != "values"} for summary in summaries.values() for line in summary]
     write_text(folder / "table.csv", _csv(lines))
     shown = [*first, *(measured[m.name] for m in measures.shown("terminal") if m.name in measured), rows]
@@ -94,7 +113,7 @@ def _places(cells: Sequence[ReportCell]) -> dict[str, tuple[str, str]]:
     found: dict[str, list[str]] = {}
     for cell in cells:
         found.setdefault(place_name(cell), []).append(f"seed {cell['seed']} `{cell['key']}`")
-    return {place: (f"runs-{n}", ", ".join(keys)) for n, (place, keys) in enumerate(found.items(), 1)}
+    return {place: (f"r{n}", ", ".join(keys)) for n, (place, keys) in enumerate(found.items(), 1)}
 
 
 def _measured(
@@ -114,6 +133,7 @@ def _measured(
     links = {fields[s["row"], s["noise_type"], s["noise"]]: places[place_name(s)][0] for s in summaries}
     marked = set() if name in UNMARKED else {fields[place] for place in tables.best(summaries)}
     caption = f"Test accuracy at the last epoch against the noise rate{sections.shade(summaries)}."
+    caption += " The lines join two rates; nothing was measured between them." * figures.two_rates(summaries)
     drawn = [Figure("accuracy", caption, figures.accuracy(summaries))] if name == "last" else []
     shown = [Table(name, frame, links, marked=marked)] if any(s["n"] for s in summaries) else []
     text = tables.remark(name, cells, bool(marked)) or ("" if shown else "Not measured.")

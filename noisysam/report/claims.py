@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from noisysam.core.errors import UserError
 from noisysam.report import statistics
@@ -159,7 +160,7 @@ def _verdict(
         name, deciding, adjusted = "contradicted", test.against, opposite
         reason = f"the opposite is shown: {deciding.what}"
     else:
-        name, reason = "undecided", _undecided(test)
+        name, reason = "undecided", _undecided(test, scope, planned)
     if depends:
         after = "" if name == "contradicted" else "; not after Holm's correction"
         reason = f"depends on the rate: {', '.join(map(_at, test.effects))}{after}"
@@ -188,12 +189,16 @@ def _said(claim: Claim, scope: "Scope") -> str:
     return claim.text.replace("every noise rate", _name(scope.places[0])) if len(scope.places) == 1 else claim.text
 
 
-def _undecided(outcome: TestResult) -> str:
+def _undecided(outcome: TestResult, scope: "Scope", planned: Sequence[int]) -> str:
     """Why neither the claim nor its opposite is shown."""
     waiting = [effect for effect in outcome.effects if effect.missing]
     if waiting:
-        more = f", and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-        return f"planned figures missing: {waiting[0].what}, seed {joined(waiting[0].missing)}{more}"
+        there = [cell for cell in scope.cells if (cell["noise_type"], cell["noise"]) in scope.places]
+        done = [cell for cell in there if cell["status"] == "finished" and cell["seed"] in planned]
+        of = len(scope.rows) * len(scope.places) * len(planned)
+        more = f", and at {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        first = f"{waiting[0].what}, seed {joined(waiting[0].missing)}{more}"
+        return f"{len(done)} of {of} cells have results; planned figures missing: {first}"
     n = outcome.weakest.planned.n if outcome.weakest.planned else 0
     if n < FEWEST:
         return ("no seed was planned", "n = 1: no interval", "n = 2: descriptive")[n]
@@ -236,8 +241,8 @@ def _scope(claim: Claim, cells: Iterable[ReportCell]) -> Scope:
 
 def _rows(claim: Claim, cells: Iterable[ReportCell]) -> tuple[str, ...]:
     """The rows of a claim; of one that names a setting, its variants in the order of the setting."""
-    if len(claim.rows) > 1:
-        return claim.rows
+    if len(claim.rows) > 1 or claim.against:
+        return claim.rows + claim.against
     start = f"{claim.rows[0]}="
     found = {row.removeprefix(start): row for row in {cell["row"] for cell in cells} if row.startswith(start)}
     return tuple(found[value] for value in sorted(filter(NUMBER.fullmatch, found), key=float))
@@ -272,6 +277,15 @@ def _outcome(claim: Claim, scope: Scope, runs: Runs, planned: Sequence[int]) -> 
     if claim.kind == "grows":
         trends = _trends(places)
         return _every([_growth(claim, runs, rows, name, trends[name], planned) for name in trends])
+    if claim.kind == "correlates":
+        return over([_correlation(claim, runs, place, planned) for place in places])
+    if claim.kind == "some_beats" and claim.against:
+        return _some(
+            [
+                over([_every([effect(a, b, place, f"{a} over {b}, ") for b in claim.against]) for place in places])
+                for a in claim.rows
+            ]
+        )
     if claim.kind == "some_beats":
         return _some([over([effect(a, rows[-1], place, f"{a}, ") for place in places]) for a in rows[:-1]])
     if claim.kind == "knife_edge":
@@ -334,6 +348,27 @@ def _scaled(share: float, unit: str) -> float:
     if unit == "points":
         return 100 * share
     return math.log(max(share, LEAST) / max(1 - share, LEAST))
+
+
+def _correlation(claim: Claim, runs: Runs, place: Place, planned: Sequence[int]) -> TestResult:
+    """Over the pairs of rows, the gain against the second measure of the row compared with: its rank correlation in
+    each seed that all have finished, none where one of the two is the same for all pairs. The test is that of the
+    means over the planned seeds, over the pairs, so that it speaks of other such rows, not of other seeds."""
+    gain = claim.model_copy(update={"measure": (claim.measure[0],) * 2})
+    gains = [_gains(gain, runs, a, b, place) for a, b in zip(claim.rows, claim.against, strict=True)]
+    found, pairs = {}, []
+    for seed in sorted(set.intersection(*map(set, gains))):
+        shares = [runs[b, *place][seed].get(claim.measure[1]) for b in claim.against]
+        known = [share for share in shares if share is not None]
+        ours = [each[seed] for each in gains]
+        if len(known) == len(ours) and min(len(set(ours)), len(set(known))) > 1:
+            found[seed] = round(float(stats.spearmanr(ours, known).statistic), 9)
+            pairs += [(ours, known)] if seed in planned else []
+    whole = _effect(claim, _name(place), found, planned, "rank correlation").weakest
+    if not whole.missing and len(planned) >= FEWEST:
+        ours, known = np.mean(pairs, axis=0)
+        whole = replace(whole, p=statistics.goes_with(ours, known), opposite=statistics.goes_with(-ours, known))
+    return TestResult(whole.p, whole.opposite, whole, whole, (whole,))
 
 
 def _growth(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -76,8 +77,10 @@ class Document:
         write_text(folder / "report.md", self.markdown())
 
     def markdown(self) -> str:
-        """The report in Markdown; figures lie beside it."""
-        return "\n".join([f"# {_plain(self.title)}\n", *map(section_markdown, self.sections)]).rstrip() + "\n"
+        """The report in Markdown; figures lie beside it. What a number leads to is a footnote."""
+        notes = {anchor for section in self.sections for table in section.tables for anchor in table.links.values()}
+        parts = [section_markdown(section, notes) for section in self.sections]
+        return "\n".join([f"# {_plain(self.title)}\n", *parts]).rstrip() + "\n"
 
     def html(self, drawn: Mapping[str, str]) -> str:
         """The report as one self-contained page; ``drawn``: figures by name, as SVG."""
@@ -90,25 +93,38 @@ class Document:
         return printable(environment.get_template("page.html").render(document=self, images=images, entry=_entry))
 
 
-def section_markdown(section: Section) -> str:
-    """One section in Markdown."""
+def section_markdown(section: Section, notes: Collection[str] | None = None) -> str:
+    """One section in Markdown. ``notes``: the anchors that tables of the document lead to, each a footnote; None:
+    without footnotes."""
     parts = [f"## {_plain(section.title)}\n"]
     if section.text:
         parts.append(_plain(section.text) + "\n")
-    if section.lines:
-        parts.append("\n".join(f"- {_plain(_entry(line)[0])}" for line in section.lines) + "\n")
+    items, ends = [], []
+    for text, anchor in map(_entry, section.lines):
+        if notes is not None and anchor in notes:
+            ends.append(f"[^{anchor}]: {_plain(text)}\n")
+        else:
+            items.append(f"- {_plain(text)}")
+    parts += ["\n".join(items) + "\n"] * bool(items) + ends
     for table in section.tables:
         parts += [_plain(table.text) + "\n"] if table.text else []
-        parts.append(markdown(table.frame, table.marked) + "\n")
+        parts.append(markdown(table.frame, table.marked, {} if notes is None else table.links) + "\n")
     for figure in section.figures:
         caption = _plain(figure.caption)
         parts.append(f"In `report.html`: {caption}\n" if figure.detail else f"![{caption}]({figure.path})\n")
     return "\n".join(parts)
 
 
-def markdown(table: pd.DataFrame, marked: Collection[tuple[int, int]] = ()) -> str:
-    """A table in Markdown."""
+def markdown(
+    table: pd.DataFrame,
+    marked: Collection[tuple[int, int]] = (),
+    links: Mapping[tuple[int, int], str] = MappingProxyType({}),
+) -> str:
+    """A table in Markdown. ``links``: fields -> footnotes."""
     cells = _mark(table.map(lambda cell: _plain(str(cell)).replace("|", "\\|")), marked, "**{}**")
+    for (line, column), anchor in links.items():
+        text = str(cells.iat[line, column])
+        cells.iat[line, column] = f"{text}[^{anchor}]"
     cells.columns = [_plain(str(name)).replace("|", "\\|") for name in cells.columns]
     return str(cells.to_markdown(index=False, disable_numparse=True))
 

@@ -39,6 +39,8 @@ def _facts(cells: Sequence[ReportCell], study: str, plan: StudyPlan) -> list[tup
         ("Precision", joined(cell["precision"] for cell in done)),
         ("Threads", joined(cell["threads"] for cell in done)),
         ("Data", joined(cell["dataset"] for cell in done)),
+        ("Digest of the data", joined((str(cell["data"])[:16] for cell in done if cell["data"]), "not recorded")),
+        ("Subset", _subset(done)),
         ("Training images", joined(cell["train"] for cell in done)),
         ("Validation images", f"{joined(cell['val'] for cell in done)}, with noisy labels"),
         ("Test images", f"{joined(cell['test'] for cell in done)}, with clean labels"),
@@ -67,6 +69,15 @@ def _facts(cells: Sequence[ReportCell], study: str, plan: StudyPlan) -> list[tup
         ("Training", f"{sum(cell['train_seconds'] for cell in tables.runs(done)) / 3600:.2f} hours in all"),
         ("Spread", _spread(summary_table(cells))),
     ]
+
+
+def _subset(cells: Sequence[ReportCell]) -> str:
+    found = {(cell["train_subset"], cell["subset_seed"]) for cell in cells}
+    said = [
+        "the whole training set" if size is None else f"{size:,} images, as many of each class, drawn by seed {seed}"
+        for size, seed in sorted(found, key=str)
+    ]
+    return "; ".join(said)
 
 
 def _evaluated(cells: Sequence[ReportCell]) -> str:
@@ -104,6 +115,6 @@ def _noise(cells: Sequence[ReportCell]) -> Section:
     named = {tables.column_name(c): c["matrix"] for c in reversed(finished(cells)) if c["matrix"]}
     named = dict(list(reversed(named.items()))[:MATRICES])
     caption = "Measured share of the images of each class (rows) that carry each label (columns), in percent."
-    drawing = figures.matrices(named, "label given", "class") if named else None
+    drawing = figures.matrices(named, "label given", "class", tables.classes(cells)) if named else None
     drawn = [Figure("transitions", caption, drawing, detail=True)] if drawing else []
     return Section("Noise", lines=lines, tables=[Table("noise", tables.noise_table(cells))], figures=drawn)

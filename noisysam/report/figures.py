@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,6 +24,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
 TOGETHER = len(COLOURS)  # lines in one panel; more can no longer be told apart
 CLAIM = 70  # characters of a claim beside a line
+FEW_CLASSES = 12  # whose numbers and names a matrix shows
+CLASS = 14  # characters of the name of a class
 NAMED = 12  # points in one panel that carry their names; more would cover each other
 
 DRAWN = ("stage", "epoch", *(str(measure.column) for measure in measures.shown("curves")))  # columns of epochs.csv
@@ -33,10 +36,10 @@ Curves = Mapping[str, Curve]  # key of a run -> its curve
 def accuracy(summaries: Sequence[Summary]) -> Figure:
     """Test accuracy (percent) at the last epoch against the noise rate: a panel for each noise type, a line for each
     row, bands of one standard deviation where there are several seeds. Labels that bring their own rate are at the
-    measured one. Many rows: a line of dots for each row."""
+    measured one. Many rows: a line of dots for each row, in the order of their means over the noises."""
     rows = list(dict.fromkeys(s["row"] for s in summaries))
-    if len(rows) > TOGETHER:
-        return _dots(summaries, rows)
+    if len(rows) > TOGETHER or any(_kind(s) in OWN_RATE and s["flip_rate"] is None for s in summaries):
+        return _dots(summaries, sorted(rows, key=_overall(summaries).__getitem__, reverse=True))
     kinds = list(dict.fromkeys(_kind(s) for s in summaries))
     figure, panels = panel_grid(1, len(kinds))
     for panel, kind in zip(panels, kinds, strict=True):
@@ -53,6 +56,25 @@ def accuracy(summaries: Sequence[Summary]) -> Figure:
     panels[0].set_ylabel("test accuracy at the last epoch (%)")
     panels[-1].legend(fontsize="small")
     return figure
+
+
+def _overall(summaries: Sequence[Summary]) -> dict[str, tuple[int, float]]:
+    """Row -> the number of noises at which it has a mean, and the mean over them."""
+    means: dict[str, list[float]] = {s["row"]: [] for s in summaries}
+    for s in summaries:
+        means[s["row"]] += [] if s["mean"] is None else [s["mean"]]
+    return {row: (len(found), math.fsum(found) / max(len(found), 1)) for row, found in means.items()}
+
+
+def two_rates(summaries: Sequence[Summary]) -> bool:
+    """Whether lines of ``accuracy`` join no more than two rates, between which nothing was measured."""
+    if len({s["row"] for s in summaries}) > TOGETHER:
+        return False
+    rates: dict[str, set[float]] = {}
+    for s in summaries:
+        if s["mean"] is not None and _kind(s) not in OWN_RATE:
+            rates.setdefault(_kind(s), set()).add(s["noise"])
+    return any(len(found) == 2 for found in rates.values())
 
 
 def forest(verdicts: Sequence[Verdict]) -> Figure | None:
@@ -89,7 +111,7 @@ def forest(verdicts: Sequence[Verdict]) -> Figure | None:
 
 
 def _dots(summaries: Sequence[Summary], rows: Sequence[str]) -> Figure:
-    """A dot for each row and noise rate with bars of one standard deviation; rows in the order of the table."""
+    """A dot for each row and noise rate with bars of one standard deviation."""
     columns = list(dict.fromkeys(column_name(s) for s in summaries))
     figure, (panel,) = panel_grid(1, 1, width=7.5, height=0.9 + 0.24 * len(rows))
     for style, column in enumerate(columns):
@@ -227,8 +249,11 @@ def radii(sweeps: Mapping[str, Sequence[Summary]], radius: Callable[[Summary], f
     return figure
 
 
-def matrices(named: Mapping[str, Sequence[Sequence[float]]], x: str, y: str) -> Figure:
-    """Row-stochastic matrices as heat maps with shared colours, in percent; with numbers if there are few classes."""
+def matrices(
+    named: Mapping[str, Sequence[Sequence[float]]], x: str, y: str, classes: Sequence[str] | None = None
+) -> Figure:
+    """Row-stochastic matrices as heat maps with shared colours, in percent; with numbers, and the names of the
+    ``classes`` where they are known, if there are few."""
     across = min(4, len(named))
     down = -(-len(named) // across)
     figure, panels = panel_grid(down, across, width=3.6 * across, height=3.5 * down)
@@ -239,13 +264,51 @@ def matrices(named: Mapping[str, Sequence[Sequence[float]]], x: str, y: str) -> 
         panel.set_xlabel(x)
         panel.set_ylabel(y)
         panel.grid(False)
-        if len(values) <= 12:
+        if len(values) <= FEW_CLASSES:
+            shown = classes if classes is not None and len(classes) == len(values) else range(len(values))
+            labels = [literal(shorten(str(each), CLASS, placeholder="...")) for each in shown]
+            panel.set_xticks(range(len(values)), labels, fontsize=7, rotation=90 if classes else 0)
+            panel.set_yticks(range(len(values)), labels, fontsize=7)
             for i, j in itertools.product(range(len(values)), repeat=2):
                 colour = "black" if values[i, j] > 50 else "white"
                 panel.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", fontsize=6, color=colour)
     for panel in panels[len(named) :]:
         panel.set_axis_off()
     figure.colorbar(image, ax=panels, label="%", shrink=0.8)
+    return figure
+
+
+def crossed(means: pd.DataFrame) -> Figure:
+    """A heat map of means in percent with their numbers: methods by optimizers, empty where there is none."""
+    width, height = 2.5 + 1.1 * len(means.columns), 1.4 + 0.32 * len(means)
+    figure, (panel,) = panel_grid(1, 1, width=width, height=height)
+    values = means.to_numpy(float)
+    image = panel.imshow(values, cmap="cividis", aspect="auto")
+    panel.grid(False)
+    panel.set_xticks(range(len(means.columns)), [literal(name) for name in means.columns], fontsize="small")
+    panel.set_yticks(range(len(means)), [literal(name) for name in means.index], fontsize="small")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            panel.text(j, i, f"{value:.1f}", ha="center", va="center", color="black" if value > middle else "white")
+    figure.colorbar(image, ax=panel, label="%")
+    return figure
+
+
+def profile(behind: Mapping[str, Sequence[float]]) -> Figure:
+    """Performance profile (Dolan and More 2002): for each row the share of cells in which it is no more than so many
+    points behind the best row of the cell. ``behind``: row -> points behind, of each cell."""
+    figure, (panel,) = panel_grid(1, 1, width=7.5)
+    worst = max(max(values) for values in behind.values())
+    for style, (row, values) in enumerate(behind.items()):
+        x = [0.0, *sorted(values), 1.05 * worst or 1.0]
+        y = [100 * float(np.mean(np.asarray(values) <= at)) for at in x]
+        panel.step(x, y, where="post", label=literal(row), **line_style(style, marker=False))
+    panel.set_xlabel("percentage points behind the best row of a cell, at most")
+    panel.set_ylabel("share of cells (%)")
+    panel.set_ylim(-2, 102)
+    panel.set_xlim(left=0)
+    panel.legend(fontsize="small", loc="lower right")
     return figure
 
 

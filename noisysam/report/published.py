@@ -97,8 +97,9 @@ def layout(table: str) -> pd.DataFrame:
 
 def beside(table: str, cells: Sequence[ReportCell], summaries: Sequence[Summary]) -> list[Table]:
     """A published table beside a study's means, for the rows and noise rates that both have, and by how many points
-    each row is ahead of the first one. Nothing where fewer than two rows are in both. A row of the study with plain SGD
-    and no method also stands for the published cross-entropy."""
+    each row is ahead of the first one, plain SGD where it is there. Nothing where fewer than two rows are in both. A
+    row of the study with plain SGD and no method also stands for the published cross-entropy, and one with a remark,
+    such as SAM (m = batch), for the row without it. A mean that is not there yet is said to be missing."""
     plain = {cell["row"] for cell in cells if (cell["method"], cell["opt"]) == ("ce", "sgd")}
     datasets = {cell["dataset"] for cell in cells}
     lines = sorted(_lines(table), key=lambda line: PREFERRED.index(line["selection"]), reverse=True)
@@ -109,33 +110,39 @@ def beside(table: str, cells: Sequence[ReportCell], summaries: Sequence[Summary]
         if line["dataset"] in datasets and line["noise_type"] in (kind, "unstated") and line["measure"] == ACCURACY
     }
     rows = {line["row"] for line in lines}
-    found: dict[str, dict[tuple[str, float], tuple[float, float]]] = {}
-    for s in summaries:
+    found: dict[str, dict[tuple[str, float], tuple[float, float | None]]] = {}
+    names: dict[str, str] = {}
+    for s in sorted(summaries, key=lambda s: s["row"] not in plain):
         place = (s["noise_type"], s["noise"])
-        name = next(
-            (name for name in [s["row"], *(["Cross-entropy"] if s["row"] in plain else [])] if name in rows), ""
-        )
-        if s["mean"] is not None and (name, *place) in theirs:
-            found.setdefault(s["row"], {})[place] = (theirs[name, *place], 100 * s["mean"])
-    if len(found) < 2:
+        asked = [s["row"], *(["Cross-entropy"] if s["row"] in plain else []), s["row"].partition(" (")[0]]
+        name = next((name for name in asked if name in rows), "")
+        if (name, *place) in theirs:
+            names[s["row"]] = name
+            here = None if s["mean"] is None else 100 * s["mean"]
+            found.setdefault(s["row"], {})[place] = (theirs[name, *place], here)
+    if sum(any(here is not None for _, here in own.values()) for own in found.values()) < 2:
         return []
     first = next(iter(found))
     gains = {
         f"{row} over {first}": {
-            place: (paper - found[first][place][0], here - found[first][place][1])
-            for place, (paper, here) in own.items()
-            if place in found[first]
+            place: _gain(both, found[first][place]) for place, both in own.items() if place in found[first]
         }
         for row, own in found.items()
         if row != first
     }
+    printed = {row if names[row] == row else f"{row}; in the paper {names[row]}": own for row, own in found.items()}
     return [
-        Table(f"{table}-beside", _beside(found, ".1f"), text="Test accuracy (%) in the paper and here:"),
+        Table(f"{table}-beside", _beside(printed, ".1f"), text="Test accuracy (%) in the paper and here:"),
         Table(f"{table}-gains", _beside(gains, "+.1f"), text="Gains in points in the paper and here:"),
     ]
 
 
-def _beside(rows: Mapping[str, Mapping[tuple[str, float], tuple[float, float]]], form: str) -> pd.DataFrame:
+def _gain(one: tuple[float, float | None], other: tuple[float, float | None]) -> tuple[float, float | None]:
+    here = None if one[1] is None or other[1] is None else one[1] - other[1]
+    return one[0] - other[0], here
+
+
+def _beside(rows: Mapping[str, Mapping[tuple[str, float], tuple[float, float | None]]], form: str) -> pd.DataFrame:
     """Two columns for each noise: the paper's number, and the one here."""
     places = sorted({place for own in rows.values() for place in own})
     lines = []
@@ -145,7 +152,7 @@ def _beside(rows: Mapping[str, Mapping[tuple[str, float], tuple[float, float]]],
             name = column_name({"noise_type": place[0], "noise": place[1]})
             paper, here = own.get(place, (None, None))
             line[f"{name}, paper"] = "" if paper is None else format(paper, form)
-            line[f"{name}, here"] = "" if here is None else format(here, form)
+            line[f"{name}, here"] = "" if paper is None else "missing" if here is None else format(here, form)
         lines.append(line)
     return pd.DataFrame(lines)
 

@@ -102,5 +102,5 @@ def confusions(store: Path, cells: Sequence[ReportCell]) -> list[Section]:
     if not found:
         return []
     caption = "Test images of each class (rows) by predicted class (columns), in percent, at the last epoch."
-    drawing = figures.matrices(found, "predicted", "class")
+    drawing = figures.matrices(found, "predicted", "class", tables.classes(cells))
     return [Section("Confusion", figures=[Figure("confusion", caption, drawing, detail=True)])]

@@ -99,6 +99,22 @@ def sign_flip(values: Values, bound: float = 0.0) -> float:
     return float(test.pvalue)
 
 
+def goes_with(x: Values, y: Values) -> float:
+    """That ``x`` goes up with ``y``: Spearman's rank correlation, by the share of the n! ways to pair them in which it
+    is at least as large; if there are more than 9,999, random ones with a fixed seed are used. 1 if one is constant."""
+    if min(len(set(x)), len(set(y))) < 2:
+        return 1.0
+    test = stats.permutation_test(
+        (np.asarray(x, np.float64),),
+        lambda x: stats.spearmanr(x, y).statistic,
+        permutation_type="pairings",
+        alternative="greater",
+        vectorized=False,
+        rng=np.random.default_rng(0),
+    )
+    return float(test.pvalue)
+
+
 def noninferior(differences: Values, margin: float) -> float:
     """That the mean of a - b is above -``margin``: a is not worse than b by ``margin`` or more."""
     return greater(differences, -margin)

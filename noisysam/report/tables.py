@@ -1,32 +1,44 @@
 """The cells of a study as flat dictionaries, means and printed tables."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean, median
+from textwrap import shorten
 from typing import Any
 
 import pandas as pd
 
 from noisysam.core.errors import DamagedFile, UserError
 from noisysam.core.text import last_line
+from noisysam.data.datasets import CIFAR10_CLASSES
 from noisysam.report.statistics import share_interval
 from noisysam.runs.record import RunFolder, load_study
+from noisysam.runs.summary import COLLAPSED
 
 ReportCell = dict[str, Any]  # one run of a study, flat: where it stands in the table, how it was made, every figure
 Summary = dict[str, Any]  # one field of a table: row, column, mean and standard deviation over seeds
 
-OWN_RATE = ("human", "file")  # noise types that bring their own rate
+OWN_RATE = ("human", "file", "given")  # noise types that bring their own rate
 COVERAGE = 0.95  # of intervals
 OFTEN = 10  # evaluations in a run from which on one of its epochs may be picked
 PICKED = ("selected", "best")  # results at an epoch that was picked
 INTERVALS = 5  # seeds from which a mean has an interval; fewer are shown one by one
 RECIPE = (  # settings that a report prints, and that `results.csv` has
     "dataset", "augment", "noise_draw", "base_opt", "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup",
-    "batch", "epochs", "eval_every",
+    "batch", "epochs", "eval_every", "train_subset", "subset_seed", "plugin",
 )  # fmt: skip
+RECIPE_ALONE = ("dataset", "noise_draw", "eval_every", "train_subset", "subset_seed", "plugin")  # no setting of a row
+NAMES = {"cifar10": CIFAR10_CLASSES}  # of records that do not name their classes
 EARLIER = "earlier revision"  # added to the name of a row whose runs are of a component that was mended since
-WHOLE = ("variant", "revisions", "method_options", "matrix")  # of a cell: what is no single figure
+OPTIONS = {"method_option": "method_options", "opt_option": "optimizer_options"}  # option of a run -> field of a cell
+WITHHELD = "withheld"
+SHORT = 40  # characters of the value of an option in a table
+WHOLE = (  # of a cell: what is no single figure
+    "variant", "revisions", "method_options", "optimizer_options", "matrix", "classes", "environment",
+)  # fmt: skip
 
 
 def read_cells(store: Path, study: str) -> list[ReportCell]:
@@ -39,12 +51,12 @@ def read_cells(store: Path, study: str) -> list[ReportCell]:
     matrices: dict[Any, Any] = {}  # of the same labels are the same, and those of 100 classes are large
     for cell, variant in zip(plan, _variants(plan), strict=True):
         record = _record(store, cell["key"])
-        cells.append(_flat(cell, joined([variant or None, EARLIER if _earlier(record) else None]), record))
+        cells.append(flat_cell(cell, joined([variant or None, EARLIER if earlier(record) else None]), record))
         cells[-1]["matrix"] = matrices.setdefault(cells[-1]["labels"], cells[-1]["matrix"])
-    return cells
+    return mark_beside(cells)
 
 
-def _earlier(record: Mapping[str, Any]) -> bool:
+def earlier(record: Mapping[str, Any]) -> bool:
     """Whether a run was trained with an earlier revision of a component than today's."""
     from noisysam import methods, optim
 
@@ -57,8 +69,10 @@ def _earlier(record: Mapping[str, Any]) -> bool:
 
 
 def _record(store: Path, key: str) -> Mapping[str, Any]:
+    folder = RunFolder(store, key)
     try:
-        return RunFolder(store, key).record or {}
+        record: Mapping[str, Any] = folder.record or {}
+        return {**record, "collapsed": folder.collapsed}
     except DamagedFile as error:
         return {"status": "damaged", "error": str(error)}
 
@@ -86,7 +100,7 @@ def _variants(plan: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> ReportCell:
+def flat_cell(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> ReportCell:
     config, noise = record.get("config", {}), record.get("noise", {})
     results, environment = record.get("results", {}), record.get("environment", {})
     sparse = config.get("eval_every", 1) > max(1, config.get("epochs", 1) / OFTEN)
@@ -109,15 +123,19 @@ def _flat(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) -> R
         "method": config.get("method"),
         "opt": config.get("opt"),
         "method_options": record.get("method_options", {}),
-        **{name: record.get("data", {}).get(name) for name in ("train", "val", "test")},
+        "optimizer_options": options,
+        "data": record.get("digests", {}).get("data"),
+        **{name: record.get("data", {}).get(name) for name in ("train", "val", "test", "classes")},
         "matrix": noise.get("matrix"),
         "model": model.get("name"),
         "parameters": model.get("parameters"),
         **{name: config.get(name) for name in RECIPE},
-        **{name: resolved.get(name) for name in ("precision", "device_name", "threads")},
+        **{name: resolved.get(name) for name in ("precision", "device", "device_name", "threads")},
+        "environment": environment,
         **{name: environment.get(name) for name in ("commit", "torch", "cpu", "instruction_set", "numerics")},
-        "machine": _machine(resolved, environment),
+        "machine": " and ".join(_machine(resolved, e) for e in (*record.get("earlier_environments", []), environment)),
         "sparse": sparse,
+        "collapsed": record.get("collapsed"),
         "started": record.get("started"),
         "ended": record.get("ended"),
         "revisions": record.get("revisions", {}),
@@ -133,6 +151,39 @@ def _machine(resolved: Mapping[str, Any], environment: Mapping[str, Any]) -> str
     return joined([name, environment.get("instruction_set"), numerics and f"numerics revision {numerics}"])
 
 
+def as_line(cell: ReportCell) -> dict[str, Any]:
+    """A cell as a line of a table of data: its single figures, and each option of its components by the name that
+    study files give it, such as ``method_option.alpha``."""
+    line = {name: value for name, value in cell.items() if name not in WHOLE}
+    for kind, field in OPTIONS.items():
+        for name, value in cell[field].items():
+            if name not in ("m", "rho"):  # they have columns of their own
+                line[f"{kind}.{name}"] = value if isinstance(value, str | int | float | None) else str(value)
+    return line
+
+
+def mark_beside(cells: Sequence[ReportCell]) -> list[ReportCell]:
+    """The cells with ``beside_others``: whether a run was trained during the time of another one of them on the same
+    kind of CPU, so that its speed may be that of shared cores."""
+    spans: dict[str, list[tuple[datetime, datetime, str]]] = {}
+    for cell in runs(finished(cells)):
+        if cell["device"] == "cpu":
+            span = (datetime.fromisoformat(cell["started"]), datetime.fromisoformat(cell["ended"]), cell["key"])
+            spans.setdefault(cell["machine"], []).append(span)
+    found = set()
+    for there in spans.values():
+        for (start, end, a), (other_start, other_end, b) in itertools.combinations(there, 2):
+            if start < other_end and other_start < end:
+                found |= {a, b}
+    return [{**cell, "beside_others": cell["key"] in found} for cell in cells]
+
+
+def classes(cells: Iterable[ReportCell]) -> Sequence[str] | None:
+    """The names of the classes, where the finished runs have one list of them, or are of CIFAR-10."""
+    found = {tuple(cell["classes"] or NAMES.get(str(cell["dataset"]), ())) for cell in finished(cells)}
+    return (next(iter(found)) or None) if len(found) == 1 else None
+
+
 def machines(cells: Iterable[ReportCell]) -> dict[str, str]:
     """A letter for each kind of machine that runs of a study were trained on; empty where there is one."""
     kinds = sorted({cell["machine"] for cell in finished(cells)})
@@ -145,6 +196,8 @@ def remark(measure: str, cells: Sequence[ReportCell], marked: bool) -> str:
     rows = list(dict.fromkeys(cell["row"] for cell in finished(cells) if cell["sparse"]))
     if measure in PICKED and rows:
         said.append(f"Left out, since they were evaluated less often than every tenth of the run: {', '.join(rows)}.")
+    if any(cell.get("collapsed") for cell in finished(cells)):
+        said.append(f"Collapsed runs predict one class for at least {percent(COLLAPSED)} % of the test images.")
     kinds = machines(cells)
     if kinds:
         named = "; ".join(f"{letter}: {kind}" for kind, letter in kinds.items())
@@ -223,7 +276,7 @@ def summary_table(cells: Sequence[ReportCell], measure: str = "last") -> list[Su
         group = groups[row, noise_type, noise]
         done, failed = finished(group), sum(cell["status"] == "failed" for cell in group)
         values = [cell[measure] for cell in done if cell.get(measure) is not None]
-        flips = [cell["flip_rate"] for cell in done]
+        flips = [cell["flip_rate"] for cell in done if cell["flip_rate"] is not None]
         mean = math.fsum(values) / len(values) if values else None
         n, spread = len(values), math.fsum((v - mean) ** 2 for v in values) if mean is not None else 0.0
         sd = math.sqrt(spread / (n - 1)) if n > 1 else None
@@ -245,6 +298,7 @@ def summary_table(cells: Sequence[ReportCell], measure: str = "last") -> list[Su
                 "values": values,
                 "machines": "".join(sorted({kinds[cell["machine"]] for cell in done})) if kinds else "",
                 "unmeasured": len(done) - len(values),
+                "collapsed": sum(cell.get("collapsed") is True for cell in done),
                 "failed": failed,
                 "missing": len(group) - len(done) - failed,
             }
@@ -303,7 +357,7 @@ def _split(own: Mapping[Any, Summary], name: str) -> list[str]:
 def _field(s: Summary) -> str:
     """`90.51 ± 0.20 (90.37, 90.65)`, from five seeds on `90.51 ± 0.20 [90.26, 90.76] (n=5)`; what is not there is
     named."""
-    lacking = [f"{s[name]} {name}" for name in ("failed", "missing") if s[name]]
+    lacking = [f"{s[name]} {name}" for name in ("collapsed", "failed", "missing") if s[name]]
     if not s["n"]:
         return "not measured" if s["unmeasured"] else "failed" if s["failed"] else "missing"
     spread = f" ± {100 * s['sd']:.2f}" if s["sd"] is not None else ""
@@ -317,24 +371,70 @@ def _field(s: Summary) -> str:
 
 
 def row_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
-    """Settings and cost of each row: the mean number of gradient evaluations and the median speed of its runs."""
+    """Settings and cost of each row: its options, the mean number of gradient evaluations, and the median speed of its
+    runs that had their machine for themselves."""
+    done = finished(cells)
+    fields = [name for name in RECIPE if name not in RECIPE_ALONE and len({str(cell[name]) for cell in done}) > 1]
     lines = []
     for row in dict.fromkeys(cell["row"] for cell in cells):
-        done = finished(cell for cell in cells if cell["row"] == row)
-        reasons = joined(cell["oracle"] or None for cell in done)
+        own = [cell for cell in done if cell["row"] == row]
+        reasons = joined(cell["oracle"] or None for cell in own)
         lines.append(
             {
                 "row": row,
-                "m": joined(cell["m"] for cell in done),
-                "rho": joined(cell["rho"] for cell in done),
-                "tag": "" if not done else f"oracle: {reasons}" if reasons else "blind",
-                "epochs": joined(cell["epochs"] for cell in done),
-                "gradient evaluations per image": _over(done, "gradient_evaluations", ".2f", fmean),
-                "images/s": _over(done, "images_per_second", ".0f", median),
-                "training minutes": _over(done, "train_seconds", ".1f", median, 1 / 60),
+                "m": joined(cell["m"] for cell in own),
+                "rho": joined(cell["rho"] for cell in own),
+                "options": _options(own, [name for name in fields if name != "epochs"]),
+                "tag": "" if not own else f"oracle: {reasons}" if reasons else "blind",
+                "epochs": joined(cell["epochs"] for cell in own),
+                "gradient evaluations per image": _over(own, "gradient_evaluations", ".2f", fmean),
+                "images/s": _speed(own, "images_per_second", ".0f"),
+                "training minutes": _speed(own, "train_seconds", ".1f", 1 / 60),
             }
         )
+        if any(cell.get("collapsed") for cell in finished(cells)):
+            lines[-1]["collapsed runs"] = str(sum(cell.get("collapsed") is True for cell in done))
     return pd.DataFrame(lines)
+
+
+def _speed(cells: Sequence[ReportCell], name: str, form: str, scale: float = 1.0) -> str:
+    """The median of the runs that had their machine for themselves."""
+    alone = [cell for cell in cells if not cell["beside_others"]]
+    return WITHHELD if cells and not alone else _over(alone, name, form, median, scale)
+
+
+def speed_remark(cells: Sequence[ReportCell]) -> str:
+    """What the speeds of ``row_table`` are, and why some are not there."""
+    shared = sum(cell["beside_others"] for cell in runs(finished(cells)))
+    if not shared:
+        return "Speeds and minutes are medians over the runs of a row."
+    return (
+        "Speeds and minutes are medians over the runs of a row that were trained alone; those of"
+        f" {shared} of {len(runs(finished(cells)))} runs are withheld, since other runs of the study were trained on"
+        " the same kind of CPU at the same time, and may have shared its cores."
+    )
+
+
+def told_options(opt: str, of_method: Mapping[str, Any], of_optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a table shows: all of the method; m, rho, and what is not its default of the optimizer."""
+    from noisysam.optim import OPTIMIZERS
+
+    fields = OPTIMIZERS[opt].Options.model_fields if opt in OPTIMIZERS else {}
+    usual = {name: field.default for name, field in fields.items() if name not in ("m", "rho")}
+    return {**of_method, **{n: v for n, v in of_optimizer.items() if n not in usual or v != usual[n]}}
+
+
+def _options(cells: Sequence[ReportCell], fields: Sequence[str]) -> str:
+    """The options of a row's components, the settings in which rows of the study differ, and its plug-in; several
+    values where they differ between its runs."""
+    found: dict[str, list[Any]] = {}
+    for cell in cells:
+        options = told_options(cell["opt"], cell["method_options"], cell["optimizer_options"])
+        settings = {f"--{n}" if n in options else n: cell[n] for n in fields}  # --warmup beside a method's warmup
+        for name, value in {**options, **settings, "plugin": cell["plugin"]}.items():
+            if value is not None and name not in ("m", "rho"):
+                found.setdefault(name, []).append(shorten(str(value), SHORT, placeholder=" ..."))
+    return ", ".join(f"{name}={' or '.join(dict.fromkeys(values))}" for name, values in found.items())
 
 
 def _over(
@@ -349,8 +449,9 @@ def noise_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
     lines = []
     for noise_type, noise in sorted({(cell["noise_type"], cell["noise"]) for cell in cells}):
         here = [c for c in finished(cells) if (c["noise_type"], c["noise"]) == (noise_type, noise)]
-        flips = [cell["flip_rate"] for cell in here]
+        flips = [cell["flip_rate"] for cell in here if cell["flip_rate"] is not None]
         measured = dict.fromkeys(f"{100 * flip:.2f}" for flip in (min(flips), max(flips))) if flips else {}
+        measured = measured or dict.fromkeys(["not known"] if here else [])
         lines.append(
             {
                 "noise": column_name({"noise_type": noise_type, "noise": noise}),

@@ -28,12 +28,15 @@ def compare(folders: Sequence[RunFolder]) -> pd.DataFrame:
         if any(own.get(name) != settings[0].get(name) for own in settings)
     }
     lines["labels"] = [record["noise"]["digest"][:16] for record in records]
-    lines["wrong labels (%)"] = [f"{100 * record['noise']['flip_rate']:.2f}" for record in records]
+    lines["wrong labels (%)"] = [_percent(record["noise"]["flip_rate"]) for record in records]
     lines["knowledge"] = ["oracle" if record["oracle"] else "blind" for record in records]
     for measure in measures.shown("compare"):
         values = [measure.value(record["results"]) for record in records]
         if any(value is not None for value in values):
             lines[measure.label] = [_against(value, values[0], measure.scale) for value in values]
+    fallen = [folder.collapsed for folder in folders if folder.sound_record is not None]
+    if any(fallen):
+        lines["collapsed to one class"] = ["-" if c is None else "yes" if c else "no" for c in fallen]
     for name, text, form in (
         ("gradient_evaluations", "gradient evaluations per image", ".2f"),
         ("train_seconds", "training seconds", ".0f"),
@@ -41,6 +44,10 @@ def compare(folders: Sequence[RunFolder]) -> pd.DataFrame:
         lines[text] = [format(cast(Mapping[str, Any], record["cost"])[name], form) for record in records]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=[record["key"] for record in records])
     return table.rename_axis("run").reset_index()
+
+
+def _percent(share: float | None) -> str:
+    return "not known" if share is None else f"{100 * share:.2f}"
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from noisysam.core import plugins
 from noisysam.core.errors import FieldError, OptionError, UnknownName, UserError
 from noisysam.core.requirements import unmet
+from noisysam.core.settings import SCHEDULE_FIELDS, BaseRule, ScheduleName
 from noisysam.core.untrusted import unusable
 from noisysam.core.validation import fault, named
-from noisysam.runs.presets import PRESETS
+from noisysam.runs import presets
 from noisysam.runs.synonyms import SYNONYMS
 
 if TYPE_CHECKING:  # torch, which it needs, takes a second to import
@@ -23,8 +24,19 @@ if TYPE_CHECKING:  # torch, which it needs, takes a second to import
 SCHEMA = 1  # of the configuration and of its key: raised whenever a default changes
 
 
+FILES = ("npz", "folder", "hf", "torchvision", "file")  # of data sets and labels that are known by their digests
+
+
 class Unkeyed:
     """Marks a field that does not change the result (where it runs, where its data lie): it is not part of the key."""
+
+
+def _listed(value: Any) -> Any:
+    """The parts of a list that is given as text, as the command line does: '100,150'."""
+    return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Points = Annotated[list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed)]
 
 
 class RunConfig(BaseModel):
@@ -33,12 +45,18 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     # data
-    dataset: str = Field("cifar10", description="cifar10, cifar100, digits, or npz:FILE (own data)")
+    dataset: str = Field(
+        "cifar10",
+        description="cifar10, cifar100, digits, torchvision:NAME, or own data: npz:FILE, folder:DIR, hf:NAME",
+    )
+    image_size: Annotated[int | None, Unkeyed()] = Field(
+        None, ge=4, le=1024, description="pixels that images are resized to, in both directions (default: as they are)"
+    )
     data_dir: Annotated[Path | None, Unkeyed()] = Field(
         None, description="folder of the data sets; else NOISYSAM_DATA_DIR, else ./data"
     )
-    augment: Literal["none", "standard", "color", "rand"] = Field(
-        "standard", description="none; crop and flip; with colour distortion; with RandAugment"
+    augment: Literal["none", "standard", "color", "rand", "auto"] = Field(
+        "standard", description="none; crop and flip; with colour distortion; RandAugment; AutoAugment and cutout"
     )
     train_subset: int | None = Field(None, ge=2, description="class-balanced number of training images (default: all)")
     subset_seed: int = Field(0, ge=0, description="seed of the choice of --train-subset")
@@ -52,7 +70,7 @@ class RunConfig(BaseModel):
         "symmetric",
         description="symmetric (over all classes), symmetric-exclusive (over the others), asymmetric, "
         "asymmetric-blocks, pair, instance, "
-        "human:SET (CIFAR-N), file:PATH",
+        "human:SET (CIFAR-N), file:PATH, given (the labels of the data set are noisy)",
     )
     noise_seed: int = Field(-1, ge=-1, description="seed of the noisy labels, apart from --seed (-1: the same number)")
     noise_draw: Literal["exact", "bernoulli"] = Field(
@@ -60,7 +78,12 @@ class RunConfig(BaseModel):
     )
 
     # network
-    model: str = Field("resnet32", description="see `noisysam list models`")
+    model: str = Field(
+        "resnet32", description="see `noisysam list models`, or timm:NAME, torchvision:NAME of those libraries"
+    )
+    pretrained: str | None = Field(
+        None, description="weights to begin with: a file, or cache (those of timm:NAME in the local cache)"
+    )
     width: float = Field(1.0, gt=0, description="multiplies the number of channels")
     norm: Literal["batch", "group", "none"] = Field("batch", description="normalisation layers")
 
@@ -88,16 +111,34 @@ class RunConfig(BaseModel):
     bn: Literal["first", "last", "both"] = Field(
         "first", description="which evaluations of a step update batch norm's running statistics"
     )
-    base_opt: Literal["sgd", "adamw"] = Field("sgd", description="the rule that takes the step")
-    lr: float = Field(0.1, gt=0, description="peak learning rate (adamw: 0.001)")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (adamw: beta1)")
+    base_opt: BaseRule = Field("sgd", description="the rule that takes the step")
+    lr: float = Field(0.1, gt=0, description="peak learning rate (adam, adamw: 0.001)")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (adam, adamw: beta1)")
     nesterov: bool = Field(True, description="Nesterov momentum")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay")
     l2: Literal["descent", "loss"] = Field(
         "descent", description="weight decay in the step alone, or as L2 in the loss of every evaluation"
     )
     clip: float | None = Field(None, gt=0, description="largest global gradient norm (default: none)")
-    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="learning rate over the steps")
+    schedule: ScheduleName = Field(
+        "cosine",
+        description="learning rate over the steps: half a cosine; x 0.1 at 50 % and 75 %; constant; x --lr-factor at"
+        " --milestones; linear to 0 from --decay-from on; cosines of --period epochs",
+    )
+    milestones: Points = Field(
+        [], description="where schedule milestones lowers the rate: 100,150 in epochs, or below 1 in shares of the run"
+    )
+    lr_factor: float = Field(0.1, ge=0, description="what schedule milestones multiplies the rate by at each of them")
+    decay_from: float = Field(
+        0.0, ge=0, description="where schedule linear begins to fall, in epochs, or below 1 as a share of the run"
+    )
+    final_momentum: float | None = Field(
+        None, ge=0, lt=1, description="momentum (beta1) of schedule linear from --decay-from on (default: unchanged)"
+    )
+    period: float = Field(
+        10.0, gt=0, description="length of a cosine of schedule restarts, in epochs, or below 1 as a share of the run"
+    )
+    lr_min: float = Field(0.0, ge=0, description="rate at the end of a cosine")
     warmup: float = Field(0.0, ge=0, description="epochs of linear warm-up")
     batch: int = Field(
         128, ge=1, le=2**20, description="images per step; the incomplete last batch of an epoch is dropped"
@@ -117,7 +158,8 @@ class RunConfig(BaseModel):
     deterministic: Annotated[bool, Unkeyed()] = Field(False, description="deterministic kernels on CUDA")
     preset: Annotated[str | None, Unkeyed()] = Field(
         None,
-        description="a recipe below what is given: foret; published: the method's options for this noise (oracle)",
+        description="a recipe below what is given: foret; published: how the method's authors trained, with their"
+        " options for this noise (oracle), scaled to --epochs",
     )
 
     @model_validator(mode="before")
@@ -130,24 +172,11 @@ class RunConfig(BaseModel):
                 raise ValueError(f"--{name.replace('_', '-')}: {reason}")
         if "plugin" in values:
             plugins.load(Path(values["plugin"]))
-        name = values.get("preset")
-        if name is not None:
-            if name not in PRESETS:
-                raise ValueError(f"unknown preset {name!r} (known: {', '.join(PRESETS)})")
-            values = {**PRESETS[name].values, **values}
-        if name == "published":
-            values["method_option"] = {**cls._published(values), **values.get("method_option", {})}
-        if "adamw" in (values.get("opt"), values.get("base_opt")):
+        if "preset" in values:
+            values = presets.below(values)
+        if {"adam", "adamw"} & {values.get("opt"), values.get("base_opt")}:
             values.setdefault("lr", 1e-3)
         return values
-
-    @classmethod
-    def _published(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What the method's authors chose for this noise."""
-        from noisysam import methods
-
-        given = {name: values.get(name, cls.model_fields[name].default) for name in ("dataset", "noise_type", "noise")}
-        return methods.compose(values.get("method", "ce")).published(**{**given, "noise": float(given["noise"])})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -158,7 +187,7 @@ class RunConfig(BaseModel):
         if self.noise_seed == -1:
             object.__setattr__(self, "noise_seed", self.seed)  # frozen for everybody else
         recipe = self.recipe()
-        models.check_size(self.model, 10, 3, self.width, self.norm)
+        models.check(self.model, self.width, self.norm)
         method = recipe.method
         if recipe.noise.brings_labels and self.noise:
             raise ValueError(f"noise type {recipe.noise.name} brings its own rate: leave --noise out")
@@ -174,9 +203,25 @@ class RunConfig(BaseModel):
         lack = unmet(parts, missing)
         if lack is not None:
             raise ValueError(lack)
+        self._check_schedule()
         if self.l2 == "loss" and (self.base_opt == "adamw" or self.opt == "adamw"):
             raise ValueError("--l2 loss goes with sgd: adamw decouples its weight decay")
         return self
+
+    def _check_schedule(self) -> None:
+        """Refuse fields of another schedule than the one chosen, and milestones without any."""
+        if self.schedule == "milestones" and not self.milestones:
+            raise ValueError("--schedule milestones needs --milestones, such as 100,150")
+        if self.milestones != sorted(self.milestones):
+            raise ValueError("--milestones: should be in ascending order")
+        if self.lr_min > self.lr:
+            raise ValueError(f"--lr-min: should be at most --lr, which is {self.lr:g}")
+        for name in {field for fields in SCHEDULE_FIELDS.values() for field in fields}:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                users = [schedule for schedule, fields in SCHEDULE_FIELDS.items() if name in fields]
+                if self.schedule not in users:
+                    option = name.replace("_", "-")
+                    raise ValueError(f"--{option} goes with --schedule {' or '.join(users)}, not {self.schedule}")
 
     @property
     def rho_value(self) -> float | None:
@@ -207,7 +252,7 @@ class RunConfig(BaseModel):
         if self.rho == "paper":
             reasons.append("rho was chosen per noise rate on clean data (arXiv 2010.01412, C.1)")
         if self.preset == "published":
-            reasons.append(f"the options of method {self.method} are those published for this noise")
+            reasons.append(f"the recipe of method {self.method} is the one published for this noise")
         return reasons
 
     def keyed(self) -> dict[str, Any]:
@@ -218,7 +263,8 @@ class RunConfig(BaseModel):
         full = self.model_dump(mode="json", exclude=unkeyed)
         for name in ("dataset", "noise_type"):
             kind = full[name].partition(":")[0]
-            full[name] = kind if kind in ("npz", "file") else full[name]
+            full[name] = kind if kind in FILES else full[name]
+        full["pretrained"] = self.pretrained and "file"  # whose digest is in the key
         full["plugin"] = None if self.plugin is None else plugins.load(self.plugin)
         if self.preset == "published":  # a run that its preset made oracle is not the blind one with the same options
             full["preset"] = self.preset

@@ -1,13 +1,15 @@
 """What a run learns from: its data, its noisy labels, what is held out, and so its key."""
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from noisysam import data, noise
+from noisysam import data, models, noise
 from noisysam.core.errors import UserError
+from noisysam.core.files import file_digest
 from noisysam.data.datasets import Dataset
 from noisysam.noise.labels import NoisyLabels
 from noisysam.runs.config import RunConfig
@@ -42,37 +44,53 @@ class Problem:
                 draft.with_suffix(suffix).replace(path.with_suffix(suffix))
 
 
-def load_dataset(name: str, data_dir: Path | None) -> Dataset:
-    """A data set, kept for the next run of the same process for as long as its file stays as it is."""
+def load_dataset(name: str, data_dir: Path | None, image_size: int | None = None) -> Dataset:
+    """A data set, kept for the next run of the same process for as long as its files stay as they are."""
     if name.endswith(".npz") and ":" not in name:
         raise UserError(f"--dataset {name}: own data are given as npz:{name}")
-    kind, _, file = name.partition(":")
-    path = Path(file)
-    changed = path.stat().st_mtime_ns if kind == "npz" and path.exists() else 0
-    return _load_dataset(name, data_dir, changed)
+    return _load_dataset(name, data_dir, image_size, data.changed(name))
 
 
 @lru_cache(maxsize=2)
-def _load_dataset(name: str, data_dir: Path | None, changed: int) -> Dataset:
-    return data.load(name, data_dir)
+def _load_dataset(name: str, data_dir: Path | None, image_size: int | None, changed: int) -> Dataset:
+    return data.load(name, data_dir, image_size)
 
 
 def prepare(config: RunConfig, dataset: Dataset | None = None) -> Problem:
     """The problem that a configuration poses; ``dataset`` takes the place of the configured one."""
-    dataset = dataset or load_dataset(config.dataset, config.data_dir)
+    dataset = dataset or load_dataset(config.dataset, config.data_dir, config.image_size)
     clean = dataset.train_labels.numpy()
     chosen = np.arange(len(clean))
     if config.train_subset is not None:
         chosen = data.balanced_subset(clean, config.train_subset, dataset.classes, config.subset_seed)
     noisy = noise_labels(config, dataset, chosen)
+    facts = config.recipe().noise_facts
+    if noisy.clean is None and facts:
+        raise UserError(
+            f"method {config.method} is told the noise {facts[0]}, but the correct training labels are not known: "
+            f"give it as an option (`noisysam list methods`)"
+        )
     train, val = data.split_validation(len(chosen), config.val_fraction, config.noise_seed)
     return Problem(dataset, noisy, chosen, train, val)
 
 
+def weights_digest(config: RunConfig) -> dict[str, str]:
+    """Of the weights that a run begins with, if it does: part of the key."""
+    path = models.weights_file(config.model, config.pretrained)
+    return {} if path is None else {"pretrained": _file_digest(path, *data.stamp(path))}
+
+
+@lru_cache(maxsize=16)
+def _file_digest(path: Path, changed: int, size: int) -> str:
+    return file_digest(path)
+
+
 def noise_labels(config: RunConfig, dataset: Dataset, chosen: np.ndarray) -> NoisyLabels:
-    """The noisy labels of the chosen training images. Those of people or of a file may cover the whole data set."""
-    clean = dataset.train_labels.numpy()
-    whole = config.noise_type.partition(":")[0] in ("human", "file")
+    """The noisy labels of the chosen training images. Those that exist already cover the whole data set."""
+    clean, given = dataset.train_labels.numpy(), dataset.noisy_labels
+    whole = noise.brings_labels(config.noise_type)
+    if given is not None and not whole and not config.noise:
+        warnings.warn(f"{dataset.name} brings noisy labels: --noise-type given trains on them", stacklevel=2)
     index = np.arange(len(clean)) if whole else chosen
     noisy = noise.make(
         config.noise_type,
@@ -84,5 +102,6 @@ def noise_labels(config: RunConfig, dataset: Dataset, chosen: np.ndarray) -> Noi
         images=dataset.train_images[index].numpy() if config.noise_type == "instance" else None,
         superclasses=dataset.superclasses,
         data_dir=config.data_dir,
+        given=None if given is None else given.numpy(),
     )
     return noisy.take(chosen) if whole else noisy

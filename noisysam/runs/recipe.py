@@ -6,7 +6,7 @@ from typing import Any
 
 from noisysam import methods, models, optim
 from noisysam.methods import Method
-from noisysam.models import Architecture
+from noisysam.models import Model
 from noisysam.noise.base import NOISE, Noise
 from noisysam.optim import SharpnessAware
 
@@ -24,7 +24,7 @@ class Recipe:
     noise_facts: tuple[str, ...]
     optimizer: type[SharpnessAware]
     optimizer_options: Any
-    model: Architecture
+    model: Model
     noise: type[Noise]
 
     @classmethod
@@ -50,7 +50,7 @@ class Recipe:
             noise_facts=methods.noise_facts(method, options),
             optimizer=optim.OPTIMIZERS[opt],
             optimizer_options=optim.options(opt, opt_option, rho, sam_m, ascent_steps),
-            model=models.MODELS[model],
+            model=models.find(model),
             noise=NOISE[noise_type.partition(":")[0]],
         )
 

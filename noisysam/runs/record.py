@@ -27,6 +27,7 @@ import numpy.typing as npt
 from noisysam.core.errors import DamagedFile, RunLocked, UserError
 from noisysam.core.files import atomic, read_file, read_json, write_json
 from noisysam.runs.schema import PROBE_SCHEMA, RunRecord, RunStatus, Status, StudyPlan, read
+from noisysam.runs.summary import collapsed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,11 +127,34 @@ class RunFolder:
 
     @property
     def confusion(self) -> npt.NDArray[np.int64] | None:
-        """Test images by class (rows) and predicted class (columns) at the end; None where it was not recorded."""
+        """Test images by class (rows) and predicted class (columns) at the end; None where it was not recorded,
+        ``DamagedFile`` where it cannot be read."""
         path = self.path / "confusion.csv"
         if not path.exists():
             return None
-        return np.loadtxt(io.BytesIO(read_file(path)), dtype=np.int64, delimiter=",", ndmin=2)
+        try:
+            counts = np.loadtxt(io.BytesIO(read_file(path)), dtype=np.int64, delimiter=",", ndmin=2)
+        except ValueError as error:
+            raise DamagedFile(path, f"cannot be read ({error})") from None
+        if counts.shape[0] != counts.shape[1] or not counts.size:
+            raise DamagedFile(path, f"a square table was expected, not {counts.shape[0]} x {counts.shape[1]}")
+        return counts
+
+    @property
+    def collapsed(self) -> bool | None:
+        """Whether the predictions of the finished run fell to one class (``summary.collapsed``); None where that is not
+        known. Records of earlier versions do not say it: it is then computed from confusion.csv."""
+        record = self.sound_record
+        if record is None or record["status"] != "finished":
+            return None
+        if "collapsed" in record:
+            return record["collapsed"]
+        try:
+            counts = self.confusion
+        except DamagedFile as error:
+            warnings.warn(str(error), stacklevel=2)
+            return None
+        return None if counts is None else collapsed(counts)
 
     def write_confusion(self, counts: npt.NDArray[np.int64]) -> None:
         """Replace confusion.csv."""

@@ -44,15 +44,15 @@ class NoiseCard(TypedDict):
 
     type: str
     rate: Share | None
-    flip_rate: Share
-    matrix: list[list[Share]]
+    flip_rate: Share | None  # None: the correct labels are not known
+    matrix: list[list[Share]] | None
     digest: Digest
     draw: NotRequired[str | None]
     seed: NotRequired[int | None]
     revision: NotRequired[int | None]
     classes: NotRequired[Count]
     n: NotRequired[Count]
-    per_class_flip_rate: NotRequired[list[Share]]
+    per_class_flip_rate: NotRequired[list[Share] | None]
     definition_digest: NotRequired[Digest]
 
 
@@ -69,12 +69,13 @@ class Machine(TypedDict):
 
 @with_config(EXTENSIBLE)
 class DataFacts(TypedDict):
-    """Images in each part of the data set."""
+    """Images in each part of the data set, and the names of its classes."""
 
     name: str
     train: Count
     val: Count
     test: Count
+    classes: NotRequired[list[str]]
 
 
 @with_config(EXTENSIBLE)
@@ -146,9 +147,11 @@ class RunRecord(TypedDict):
     data: DataFacts
     model: ModelFacts
     environment: dict[str, str | None]
+    earlier_environments: NotRequired[list[dict[str, str | None]]]
     started: str
     ended: str | None
     results: Annotated[Results, AfterValidator(_in_range)]
+    collapsed: NotRequired[bool]
     cost: Cost
     error: str | None  # one line; a traceback in the records of earlier versions
     traceback: NotRequired[str | None]  # of an error that nobody expected

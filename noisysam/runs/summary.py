@@ -3,14 +3,19 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from noisysam.noise.base import NOISE
 from noisysam.runs.config import RunConfig
 from noisysam.runs.measures import EVALUATED_AT_THE_END, MEASURES
+
+COLLAPSED = 0.9  # share of predictions in one class: on balanced classes at most 10 points above chance
+COMMON = 0.5  # share of a class in the test set up to which predicting little else is a fault
 
 
 def noise_name(noise_type: str, rate: float) -> str:
     """'symmetric 0.4', or 'file:own.csv' of labels that bring their own rate."""
+    from noisysam.noise.base import NOISE  # which takes a while to import, and records need not
+
     brought = noise_type.partition(":")[0]
     return noise_type if brought in NOISE and NOISE[brought].brings_labels else f"{noise_type} {rate:g}"
 
@@ -38,6 +43,14 @@ def results(lines: list[dict[str, Any]], stage: int) -> dict[str, Any]:
         found |= {"selected": selected["test_accuracy"], "selected_epoch": selected["epoch"]}
     names = {measure.column: measure.name for measure in MEASURES if measure.column and measure.result}
     return found | {names[column]: value for column, value in last.items() if column in names}
+
+
+def collapsed(confusion: npt.NDArray[np.int64]) -> bool:
+    """Whether the predictions fell to one class: at least ``COLLAPSED`` of the test images are predicted as one class,
+    and that class holds at most ``COMMON`` of them. ``confusion``: images by class (rows) and predicted class."""
+    predicted, images = confusion.sum(0), confusion.sum()
+    most = int(predicted.argmax())
+    return bool(predicted[most] >= COLLAPSED * images and confusion[most].sum() <= COMMON * images)
 
 
 def cost(lines: list[dict[str, Any]]) -> dict[str, Any]:

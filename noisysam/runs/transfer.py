@@ -9,6 +9,7 @@
     studies/<name>.json         plans of studies
     predictions/<key>.npz       predicted classes of the training set, from which another run may begin
     weights/<key>.safetensors   where they were asked for
+    checkpoints/<key>.pt        of a run that is not finished, where they were asked for, with its record in <key>.json
 
 Archives of schema 1 are a store's own files with a manifest; they can still be imported. An archive may come from a
 stranger: ``verification`` checks all of it before anything is written.
@@ -37,19 +38,28 @@ ARCHIVE_SCHEMA = 2
 LARGEST = 2**28  # bytes of a file that is read as a whole; weights may be larger
 
 TABLES = ("confusion.jsonl", "probes.jsonl", "runs.jsonl")
-FOLDERS = ("epochs", "labels", "predictions", "studies", "weights")
+FOLDERS = ("checkpoints", "epochs", "labels", "predictions", "studies", "weights")
+CHECKPOINT = "checkpoint.pt"  # of a store's run
 
 Entry = Mapping[str, Any]  # one line of a .jsonl file
 
 
-def export_study(store: Path, name: str, target: Path, weights: bool = False) -> int:
+def export_study(store: Path, name: str, target: Path, weights: bool = False, unfinished: bool = False) -> int:
     """Add a study's plan, its finished runs and their label files to the archive ``target``; ``weights``: the trained
-    weights too. Returns the number of finished runs."""
+    weights too; ``unfinished``: the checkpoints of the other runs too, to go on elsewhere. Returns the number of
+    finished runs."""
     load_study(store, name)  # which checks it
-    done = [record for _, record in study_records(store, name) if record and record["status"] == "finished"]
-    runs = {record["key"]: read_json(store / record["key"] / "record.json") for record in done}
+    records = {record["key"]: record for _, record in study_records(store, name) if record}
+    done = [key for key, record in records.items() if record["status"] == "finished"]
+    runs = {key: read_json(store / key / "record.json") for key in done}
+    for key in records.keys() - runs.keys() if unfinished else ():
+        if (store / key / CHECKPOINT).exists():
+            _write(target / "checkpoints" / f"{key}.pt", _read(store / key / CHECKPOINT))
+            _write(target / "checkpoints" / f"{key}.json", _read(store / key / "record.json"))
     for key, record in runs.items():
         folder, label = RunFolder(store, key), f"labels/{record['noise']['digest'][:16]}.npz"
+        for suffix in ("pt", "json"):  # of an earlier export, when it was not finished
+            (target / "checkpoints" / f"{key}.{suffix}").unlink(missing_ok=True)
         _write(target / "epochs" / f"{key}.csv.gz", gzip.compress(_read(folder.path / "epochs.csv"), mtime=0))
         _write(target / label, _read(store / label))
         if (folder.path / PREDICTIONS).exists():
@@ -70,12 +80,15 @@ def export_study(store: Path, name: str, target: Path, weights: bool = False) ->
     return len(runs)
 
 
-def import_study(source: Path, store: Path, name: str | None = None, plugin: Path | None = None) -> int:
+def import_study(
+    source: Path, store: Path, name: str | None = None, plugin: Path | None = None, unfinished: bool = False
+) -> int:
     """Take the runs of an archive into a store, after all of it was verified. Returns the number of runs that are new.
 
     A finished run of the store stays as it is, and gets the results of probes that it lacks. A study of the store stays
     as it is: one of the same name with another plan, other claims or other planned seeds is refused. ``name``: that the
-    archive's only study gets here; ``plugin``: the file that its runs were trained with.
+    archive's only study gets here; ``plugin``: the file that its runs were trained with; ``unfinished``: take
+    checkpoints too, of runs that the store does not have: what was trained up to there cannot be verified.
     """
     archive = open_archive(source, store, plugin)
     renamed = _renamed(archive, name)
@@ -102,6 +115,11 @@ def import_study(source: Path, store: Path, name: str | None = None, plugin: Pat
         place = study_path(store, study)
         if not place.exists():
             _write(place, archive.files[f"studies/{study}.json"]() if name is None else _json(cast(Entry, plan)))
+    for key in archive.unfinished if unfinished else ():
+        if key not in archive.records and not (store / key / "record.json").exists():
+            folder, record = RunFolder(store, key), archive.unfinished[key]
+            _write(folder.path / CHECKPOINT, archive.checkpoints[key].read_bytes())
+            folder.write({**record, "status": "interrupted"})
     return len(new)
 
 
@@ -114,6 +132,7 @@ def contents(source: Path, store: Path, plugin: Path | None = None) -> list[str]
         "label files": sum(path.startswith("labels/") for path in archive.files),
         "results of probes": len(archive.probes),
         "files of weights": sum(path.endswith(".safetensors") for path in archive.files),
+        "checkpoints of unfinished runs (--unfinished takes them)": len(archive.checkpoints),
     }
     lines = [f"{len(archive.records)} finished runs, {new} of them not in {store}"]
     lines += [f"{count} {what}" for what, count in counts.items() if count]
@@ -181,6 +200,9 @@ def _unpack(archive: Archive, names: Iterable[str]) -> None:
     source = archive.source
     for name in names:
         path, (part, _, rest) = source / name, name.partition("/")
+        if part == "checkpoints" and rest.endswith((".pt", ".json")):
+            archive.checkpoints[Path(rest).stem] = path.with_suffix(".pt")
+            continue
         if part in ("labels", "studies"):
             _add(archive, name, path, path.read_bytes)
         elif part == "epochs" and rest.endswith(".csv.gz"):

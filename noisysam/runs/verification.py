@@ -13,14 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from noisysam.core.errors import DamagedFile, UserError
 from noisysam.noise import labels as label_files
 from noisysam.runs.config import RunConfig, key_of, validate
 from noisysam.runs.measures import MEASURES
 from noisysam.runs.predictions import PREDICTIONS, read_predictions
 from noisysam.runs.record import STUDY, read_epochs
-from noisysam.runs.schema import PROBE_SCHEMA, ProbeResult, RunRecord, StudyPlan, parse
-from noisysam.runs.summary import cost, results
+from noisysam.runs.schema import PROBE_SCHEMA, ProbeResult, RunRecord, StudyPlan, parse, read
+from noisysam.runs.summary import collapsed, cost, results
 
 RUN = r"[0-9a-f]{16}"
 NAMES = re.compile(  # of the files that a store takes
@@ -33,19 +35,25 @@ TOLERANCE = 1e-9  # relative, of what is computed again: sums of another numpy
 @dataclass(frozen=True)
 class Archive:
     """What an archive holds for a store. ``files``: path in the store -> its content; ``places``: path in the store ->
-    the file that it is in, or comes from."""
+    the file that it is in, or comes from; ``checkpoints``: those of unfinished runs by key."""
 
     source: Path
     files: Mapping[str, Callable[[], bytes]]
     places: Mapping[str, Path]
     plugin: Path | None = None
     configs: dict[str, RunConfig] = field(default_factory=dict)
+    checkpoints: dict[str, Path] = field(default_factory=dict)
 
     @cached_property
     def records(self) -> dict[str, RunRecord]:
         """The records by key."""
         keys = [name.partition("/")[0] for name in self.files if name.endswith("/record.json")]
         return {key: self._parse(RunRecord, f"{key}/record.json") for key in keys}
+
+    @cached_property
+    def unfinished(self) -> dict[str, RunRecord]:
+        """The records of the runs that there are checkpoints of."""
+        return {key: read(RunRecord, path.with_suffix(".json")) for key, path in self.checkpoints.items()}
 
     @cached_property
     def studies(self) -> dict[str, StudyPlan]:
@@ -80,6 +88,8 @@ def verify(archive: Archive, store: Path) -> None:
             raise archive.fault(name, "its content is not that of its name")
     for key in archive.records:
         _check_run(archive, key, store)
+    for key in archive.checkpoints:
+        _check_unfinished(archive, key)
     for name, found in archive.probes.items():
         if found["schema"] != PROBE_SCHEMA or name != f"{found['key']}/probes/{found['probe']}.json":
             raise archive.fault(name, "it is not the result of this probe for this run")
@@ -118,6 +128,23 @@ def _check_run(archive: Archive, key: str, store: Path) -> None:
         read_predictions(predictions, record["data"]["train"], labels.classes)
     if f"{key}/confusion.csv" in archive.files:
         _check_confusion(archive, f"{key}/confusion.csv", record)
+    elif "collapsed" in record:
+        raise archive.fault(name, "collapsed: it cannot be verified without confusion.csv")
+
+
+def _check_unfinished(archive: Archive, key: str) -> None:
+    """The record beside a checkpoint; the checkpoint itself is checked where the run is resumed."""
+    path, record = archive.checkpoints[key].with_suffix(".json"), archive.unfinished[key]
+    if not archive.checkpoints[key].is_file():
+        raise DamagedFile(archive.checkpoints[key], "missing, though its record is there")
+    if not re.fullmatch(RUN, key) or record["key"] != key or record["status"] == "finished":
+        raise DamagedFile(path, f"it is not the record of the unfinished run {key}")
+    if record["config"].get("plugin") and archive.plugin is None:
+        raise DamagedFile(path, f"trained with {record['config']['plugin']}: give it with --plugin, if you trust it")
+    plugin = archive.plugin if record["config"].get("plugin") else None
+    config = validate({**record["config"], "plugin": plugin}, f"{path}: ")
+    if key_of(config, record["revisions"], record["digests"]) != key:
+        raise DamagedFile(path, "its configuration and digests are not those of its key")
 
 
 def _config(archive: Archive, name: str, values: Mapping[str, Any]) -> RunConfig:
@@ -182,9 +209,12 @@ def _check_confusion(archive: Archive, name: str, record: RunRecord) -> None:
         counts = [[int(n) for n in line.split(",")] for line in archive.files[name]().decode().splitlines()]
     except ValueError as error:
         raise archive.fault(name, f"no counts ({error})") from None
-    square = counts and all(len(row) == len(counts) == len(record["noise"]["matrix"]) for row in counts)
+    classes = record["noise"].get("classes") or len(record["noise"]["matrix"] or ())
+    square = counts and all(len(row) == len(counts) == classes for row in counts)
     if not square or min(map(min, counts)) < 0 or sum(map(sum, counts)) != record["data"]["test"]:
         raise archive.fault(name, "not the counts of this run's test images by class and predicted class")
+    if "collapsed" in record and record["collapsed"] != collapsed(np.array(counts)):
+        raise archive.fault(name, f"the record says collapsed: {record['collapsed']}, its predictions do not")
 
 
 def _check_study(archive: Archive, study: str) -> None:

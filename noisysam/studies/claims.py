@@ -36,7 +36,10 @@ class Claim(BaseModel):
     - equal (rows A, B): -m < d < m at every rate. Contradicted: d < -m or d > m at one rate at least.
     - grows (rows A, B): the slope of d over the noise rate is above 0. Contradicted: it is below 0.
     - some_beats (rows A1, A2, ..., B): one Ai at least has d > m at every rate. Contradicted: each has d < m at one
-      rate at least.
+      rate at least. With ``against`` B1, B2, ... all rows are candidates, and one must beat every Bj.
+    - correlates (rows A1, A2, ..., ``against`` B1, B2, ...; four pairs or more): over the pairs, the gain Ai - Bi goes
+      up with Bi's second ``measure``: the rank correlation (Spearman) of their means over seeds is above 0 at every
+      rate, tested by permuting the pairs. Contradicted: it is below 0 at one rate at least.
     - knife_edge (rows in the order of a setting, or one as "SAM, rho": its variants "SAM, rho=0.05", ..., in order): a
       row inside the list is ahead of every other row, on both sides, by more than m, at every rate. Contradicted: at
       one rate at least, each row inside the list has another less than m behind it, or ahead.
@@ -47,10 +50,12 @@ class Claim(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     text: str = Field(min_length=1, description="the sentence that is tested")
-    kind: Literal["greater", "not_worse", "equal", "grows", "some_beats", "knife_edge"]
+    kind: Literal["greater", "not_worse", "equal", "grows", "some_beats", "correlates", "knife_edge"]
     rows: tuple[str, ...] = Field(min_length=1, description="rows of the report by name; the last is compared with")
+    against: tuple[str, ...] = Field(default=(), description="rows that those of some_beats or correlates face")
     measure: Annotated[tuple[Measure, Measure], BeforeValidator(_both)] = Field(
-        default=("last", "last"), description="the figure compared, or two: of A and of B"
+        default=("last", "last"),
+        description="the figure compared, or two: of A and of B; of correlates the gain's and B's",
     )
     direction: Literal["higher", "lower"] = Field(default="higher", description="which way of the measure is better")
     margin: float = Field(default=0.0, ge=0, description="percentage points")
@@ -64,8 +69,14 @@ class Claim(BaseModel):
         """What the fields say together."""
         if self.kind in ("greater", "not_worse", "equal", "grows") and len(self.rows) != 2:
             raise ValueError(f"rows: {self.kind} compares two")
-        if self.kind == "some_beats" and len(self.rows) < 2:
+        if self.against and self.kind not in ("some_beats", "correlates"):
+            raise ValueError(f"against: {self.kind} has none")
+        if self.kind == "some_beats" and len(self.rows) < 2 and not self.against:
             raise ValueError("rows: some_beats needs candidates and, last, the row they are compared with")
+        if self.kind == "correlates" and not 4 <= len(self.rows) == len(self.against):
+            raise ValueError("against: correlates needs four rows or more, and as many that they are compared with")
+        if set(self.rows) & set(self.against):
+            raise ValueError("against: a row is compared with itself")
         if self.kind == "knife_edge" and len(self.rows) == 2:
             raise ValueError("rows: knife_edge needs three or more in order, or one whose variants are meant")
         if self.kind == "knife_edge" and self.measure[0] != self.measure[1]:
@@ -74,8 +85,10 @@ class Claim(BaseModel):
             raise ValueError("rows: a row is compared with itself")
         if self.kind in ("not_worse", "equal", "knife_edge") and not self.margin:
             raise ValueError(f"margin: {self.kind} needs one above 0")
-        if self.kind == "grows" and (self.margin or self.rates == "some"):
-            raise ValueError(f"{'margin' if self.margin else 'rates'}: grows has none, it is about the slope")
+        if self.kind in ("grows", "correlates") and self.margin:
+            raise ValueError(f"margin: {self.kind} has none")
+        if self.kind == "grows" and self.rates == "some":
+            raise ValueError("rates: grows has none, it is about the slope")
         return self
 
 

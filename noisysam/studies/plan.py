@@ -15,9 +15,10 @@ import numpy as np
 from noisysam import data
 from noisysam.core import files
 from noisysam.core.errors import FieldError, UserError
+from noisysam.runs import presets
 from noisysam.runs import record as record_files
 from noisysam.runs.config import RunConfig, validate
-from noisysam.runs.problem import load_dataset, noise_labels
+from noisysam.runs.problem import load_dataset, noise_labels, weights_digest
 from noisysam.runs.schema import RECORD_SCHEMA
 from noisysam.runs.summary import noise_name
 from noisysam.studies.study_file import Lines, Place, StudyFile, Values, _read, read
@@ -26,7 +27,7 @@ from noisysam.studies.study_file import Lines, Place, StudyFile, Values, _read, 
 @dataclass(frozen=True)
 class Cell:
     """One run of a study: its place in the table and its configuration. ``for_rate``: the fields that the study sets
-    for single noise rates of this row, which are no settings of their own."""
+    for single noise rates of this row, or a published recipe by the noise, which are no settings of their own."""
 
     row: str
     config: RunConfig
@@ -64,7 +65,8 @@ def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
                 values |= {"seed": seed} if data_dir is None else {"seed": seed, "data_dir": data_dir}
                 where = Where(path, lines, row, rate, number)
                 config = where.validate(values)
-                cell = Cell(row, config, config.key(digests(config)), for_rate[row])
+                apart = {*for_rate[row], *(presets.by_noise(values) - set(study.grid))}
+                cell = Cell(row, config, config.key(digests(config)), tuple(sorted(apart)))
                 if (row, cell.key) in seen:  # two rows may share a run: it is trained once
                     raise UserError(f"{where()}: row {row!r} has the same run twice ({cell.label})")
                 seen[row, cell.key] = cell
@@ -190,7 +192,7 @@ class Digests:
     """Digests of data and labels, which are part of the keys. Labels are drawn once for all cells that use them."""
 
     LABELS = ("noise_type", "noise", "noise_seed", "noise_draw")
-    DATA = ("dataset", "data_dir", "train_subset", "subset_seed")
+    DATA = ("dataset", "data_dir", "image_size", "train_subset", "subset_seed")
 
     def __init__(self) -> None:
         self.known: dict[Any, dict[str, str]] = {}
@@ -202,7 +204,7 @@ class Digests:
         problem = (*of_data, *(getattr(config, name) for name in self.LABELS))
         split = (*of_data, config.val_fraction)
         if problem not in self.known or split not in self.splits:
-            dataset = load_dataset(config.dataset, config.data_dir)
+            dataset = load_dataset(config.dataset, config.data_dir, config.image_size)
             clean, size = dataset.train_labels.numpy(), config.train_subset
             chosen = np.arange(len(clean))
             if size is not None:
@@ -213,7 +215,7 @@ class Digests:
             if problem not in self.known:
                 labels = noise_labels(config, dataset, chosen).digest
                 self.known[problem] = {"data": dataset.digest, "labels": labels}
-        return self.known[problem]
+        return {**self.known[problem], **weights_digest(config)}
 
 
 def _unequal(first: Cell, cell: Cell) -> str:

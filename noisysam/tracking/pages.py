@@ -24,6 +24,7 @@ COLUMNS = (
     "metrics.`final_gradient_evaluations`",
     "metrics.`final_train_seconds`",
     "tags.`noisysam.oracle`",
+    "tags.`noisysam.collapsed`",
 )
 
 

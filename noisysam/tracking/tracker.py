@@ -16,6 +16,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 
 from noisysam.core.files import read_json, write_json
 from noisysam.runs.record import RunFolder, rows_of
+from noisysam.runs.summary import COLLAPSED
 from noisysam.tracking.address import Warn, to_warnings
 from noisysam.tracking.client import exists, identifier, one_line, open_store
 from noisysam.tracking.state import NAME, complete, is_complete, sent
@@ -173,6 +174,9 @@ class Tracker:
         for name in ("record.json", "epochs.csv", "weights.safetensors"):
             if (self.folder.path / name).exists():
                 client.log_artifact(self._run_id, str(self.folder.path / name))
+        if self.folder.collapsed:
+            said = f"collapsed: at least {100 * COLLAPSED:g} % of the predictions are of one class"
+            client.set_tag(self._run_id, "noisysam.collapsed", said)
         client.log_dict(self._run_id, record["noise"], "noise.json")
         if (self.folder.path / "probes").exists():
             client.log_artifacts(self._run_id, str(self.folder.path / "probes"), "probes")

@@ -48,13 +48,14 @@ class Evaluator:
         self.val_images = dataset.train_images[torch.from_numpy(problem.chosen[problem.val])].to(device)
         self.val_labels = torch.from_numpy(held_out.labels).to(device)
         noisy = problem.noisy.take(problem.train)
-        sample = metrics.stratified_sample(noisy.flipped, noisy.clean, SAMPLE, seed=0)
+        sample = metrics.stratified_sample(*noisy.strata, SAMPLE, seed=0)
         self.sample = torch.from_numpy(sample).to(device)
         self.given = torch.from_numpy(noisy.labels[sample]).to(device)
-        self.clean = torch.from_numpy(noisy.clean[sample]).to(device)
+        self.clean = None if noisy.clean is None else torch.from_numpy(noisy.clean[sample]).to(device)
 
     def measure(self, modules: Sequence[nn.Module]) -> dict[str, float]:
-        """All figures of one epoch, as shares of 1; nan where a group is empty."""
+        """All figures of one epoch, as shares of 1; nan where a group is empty. What needs the correct training labels
+        is left out where they are not known."""
         each = self._logits(modules, self._images(self.test_images))
         figures = self._mean(self._of_test, each)
         if len(modules) > 1:
@@ -64,7 +65,11 @@ class Evaluator:
         if len(self.val_labels):
             each = self._logits(modules, self._images(self.val_images))
             figures |= self._mean(lambda z: {"val_accuracy": float(metrics.accuracy(z, self.val_labels))}, each)
-        return figures | self._mean(self._of_sample, self._logits(modules, self.loader.plain(self.sample)))
+        if self.clean is None:
+            return figures
+        given, clean = self.given, self.clean
+        each = self._logits(modules, self.loader.plain(self.sample))
+        return figures | self._mean(lambda z: _of_sample(z, given, clean), each)
 
     def _of_test(self, logits: Tensor) -> dict[str, float]:
         return {
@@ -72,11 +77,6 @@ class Evaluator:
             "test_nll": float(metrics.negative_log_likelihood(logits, self.test_labels)),
             "test_ece": float(metrics.expected_calibration_error(logits, self.test_labels)),
         }
-
-    def _of_sample(self, logits: Tensor) -> dict[str, float]:
-        losses = metrics.per_sample_loss(logits, self.given)
-        auroc = float(metrics.detection_auroc(losses, self.given != self.clean))
-        return {**metrics.memorisation(logits, self.given, self.clean), "auroc": auroc}
 
     def _mean(self, figures: Callable[[Tensor], dict[str, float]], each: Sequence[Tensor]) -> dict[str, float]:
         """Figures of the reported logits, or the mean of those of each network, whichever is the headline."""
@@ -119,3 +119,8 @@ class Evaluator:
     def _images(self, images: Tensor) -> Iterator[Tensor]:
         for part in images.split(PLAIN_ROWS):
             yield normalise(part, self.loader.mean, self.loader.std)
+
+
+def _of_sample(logits: Tensor, given: Tensor, clean: Tensor) -> dict[str, float]:
+    auroc = float(metrics.detection_auroc(metrics.per_sample_loss(logits, given), given != clean))
+    return {**metrics.memorisation(logits, given, clean), "auroc": auroc}

@@ -14,7 +14,7 @@ from noisysam.core.errors import DamagedFile, UserError
 from noisysam.core.rng import stream_seed
 from noisysam.data.datasets import Dataset
 from noisysam.runs.config import RunConfig
-from noisysam.runs.problem import prepare
+from noisysam.runs.problem import prepare, weights_digest
 from noisysam.runs.record import RunFolder
 from noisysam.runs.schema import RunRecord
 from noisysam.training import checkpoint, devices
@@ -50,7 +50,7 @@ def fit(
                 plugins.load(config.plugin)
             processes.check(config)
             problem = prepare(config, dataset)
-            digests = problem.digests
+            digests = {**problem.digests, **weights_digest(config)}
             if network is not None:
                 digests["network"] = _network_digest(network(stream_seed(config.seed, 0, 0, "init")))
             folder = RunFolder(store, config.key({**digests, **processes.digests()}))

@@ -73,6 +73,14 @@ class Learner:
         """The network that is evaluated: the average where there is one."""
         return self.net.module if self.ema is None else self.ema.module
 
+    def set_momentum(self, momentum: float) -> None:
+        """The momentum of SGD, or beta1 of Adam, from the next step on."""
+        for group in self.optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
+            else:
+                group["momentum"] = momentum
+
     def begin_step(self) -> None:
         """Before the first forward of a step."""
         self.net.statistics.begin()

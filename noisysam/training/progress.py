@@ -105,7 +105,8 @@ class Display:
             self.bar.update(self.tasks[stage], completed=number + 1, figures=figures)
         elif number + 1 == of or time.perf_counter() - self.told > QUIET_SECONDS:
             self.told = time.perf_counter()
-            figures += "" if accuracy is None else f", {MEASURE['memorised'].short} {percent(line['memorised'])} %"
+            if accuracy is not None and "memorised" in line:
+                figures += f", {MEASURE['memorised'].short} {percent(line['memorised'])} %"
             note(f"stage {stage + 1} epoch {number + 1}/{of}: {figures} ({line['images_per_second']:.0f} images/s)")
 
     def close(self) -> None:

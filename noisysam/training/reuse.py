@@ -66,7 +66,7 @@ def find(trainer: Trainer, stage: Stage, digests: Mapping[str, str], store: Path
 
 def _same_bits(record: Mapping[str, Any], trainer: Trainer) -> bool:
     here, there = environment(), record["environment"]
-    same = all(here[name] == there.get(name) for name in SAME_BITS)
+    same = all(here[name] == there.get(name) for name in SAME_BITS) and not record.get("earlier_environments")
     return same and all(
         record["resolved"].get(name) == trainer.resolved[name] for name in ("device", "precision", "compile", "threads")
     )

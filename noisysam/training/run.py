@@ -24,7 +24,7 @@ from noisysam.runs.predictions import PREDICTIONS, write_predictions
 from noisysam.runs.problem import Problem
 from noisysam.runs.record import RunFolder
 from noisysam.runs.schema import RECORD_SCHEMA
-from noisysam.runs.summary import cost, results, run_name
+from noisysam.runs.summary import collapsed, cost, results, run_name
 from noisysam.training import checkpoint, devices, reuse
 from noisysam.training.distributed import ProcessGroup, ProcessLost
 from noisysam.training.result import Result
@@ -65,6 +65,7 @@ class Run:
         self.reused: dict[str, Any] = {}
         self.selected: dict[str, Any] | None = None  # of the present stage: the epoch best on noisy validation labels
         self.record = self._new_record(earlier)
+        self.elsewhere = _elsewhere(earlier)
 
     def _check_machine(self) -> None:
         """A resumed run keeps the device that was chosen at its start."""
@@ -85,6 +86,8 @@ class Run:
         if saved is not None:
             self.lines, self.stage_predictions = saved["lines"], saved["memo"]
             self.reused = saved.get("reused", {})
+            if self.elsewhere:
+                self.record["earlier_environments"] = self.elsewhere
         self._write("running")
         try:
             for number, stage in enumerate(trainer.method.stages(StageContext(self.predict))):
@@ -243,6 +246,7 @@ class Run:
                 "train": len(problem.train),
                 "val": len(problem.val),
                 "test": len(problem.dataset.test_labels),
+                "classes": list(problem.dataset.class_names),
             },
             "model": {"name": c.model, "parameters": sum(p.numel() for p in trainer.network(0).parameters())},
             "environment": environment(),
@@ -263,7 +267,9 @@ class Run:
         trainer = self.trainer
         self.record["results"] = results(self.lines, trainer.number)
         if self.processes.first:
-            self.folder.write_confusion(trainer.evaluator.confusion(trainer.reported))
+            confusion = trainer.evaluator.confusion(trainer.reported)
+            self.folder.write_confusion(confusion)
+            self.record["collapsed"] = collapsed(confusion)
             self.folder.write_weights(trainer.reported)
             if methods.without_stages(self.config.method) == self.config.method:  # another run may begin with this one
                 which = ["last"] if self.selected is None else ["last", "selected"]
@@ -284,6 +290,13 @@ class Run:
             checkpoint.remove(self.folder.path)
         if self.tracker is not None:
             self.tracker.sync(final=True)
+
+
+def _elsewhere(earlier: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    """The environments of a run's earlier parts, where its bits were decided by another machine or another torch."""
+    parts = [*earlier.get("earlier_environments", []), *([earlier["environment"]] if "environment" in earlier else [])]
+    kinds = {tuple(part.get(name) for name in (*reuse.SAME_BITS, "cpu")): part for part in [environment(), *parts]}
+    return list(kinds.values())[1:]
 
 
 class Clock:

@@ -24,7 +24,7 @@ from noisysam.runs.problem import Problem
 from noisysam.training.distributed import ProcessGroup
 from noisysam.training.evaluator import Evaluator
 from noisysam.training.learner import Learner
-from noisysam.training.schedule import learning_rate
+from noisysam.training.schedule import learning_rate, momentum
 
 Factory = Callable[[int], nn.Module]  # seed -> an initialised network
 
@@ -89,8 +89,10 @@ class Trainer:
             steps=len(noisy.labels) // self.loader.rows,
             features=getattr(getattr(self.network(0), "head", None), "in_features", 0),
             label_smoothing=config.label_smoothing,
-            rate=float(noisy.flip_rate) if "rate" in facts else None,
-            matrix=torch.from_numpy(noisy.matrix).float().to(self.device) if "matrix" in facts else None,
+            rate=float(noisy.flipped.mean()) if "rate" in facts else None,
+            matrix=torch.from_numpy(noisy.matrix).float().to(self.device)
+            if "matrix" in facts and noisy.matrix is not None
+            else None,
         )
         self.method = self.recipe.method(self.recipe.method_options, info)
         self.evaluator = Evaluator(
@@ -106,9 +108,16 @@ class Trainer:
         self.number = -1  # of the present stage
 
     def _configured_network(self, seed: int) -> nn.Module:
-        c, images = self.config, self.problem.dataset.train_images
+        c, dataset = self.config, self.problem.dataset
         return models.build(
-            c.model, self.problem.dataset.classes, images.shape[3], width=c.width, norm=c.norm, seed=seed
+            c.model,
+            dataset.classes,
+            dataset.train_images.shape[3],
+            size=dataset.size,
+            width=c.width,
+            norm=c.norm,
+            seed=seed,
+            weights=models.weights_file(c.model, c.pretrained),
         )
 
     @property
@@ -122,6 +131,10 @@ class Trainer:
         """Networks, optimizers and the method's state at the start of a stage."""
         self.number, self.stage = number, stage
         self.settings = self.config.model_copy(update=stage.settings)
+        self.scheduled, self.elapsed = self.settings, 0.0  # whose schedule, and its epochs before this stage
+        if stage.schedule_epoch is not None:
+            self.scheduled = self.settings.model_copy(update={"epochs": self.config.epochs})
+            self.elapsed = stage.schedule_epoch
         self.loader.labels = self.given if stage.labels is None else stage.labels.to(self.device)
         seeds = [stream_seed(self.config.seed, number, 0, "init", k) for k in range(self.method.networks)]
         if stage.start == "scratch" or not self.learners:  # none: a run that resumes in a continued stage
@@ -188,7 +201,8 @@ class Trainer:
         rate = self.settings.lr
         for batch in self.method.batches(drawn):
             stopping.check()
-            rate = learning_rate(self.settings, epoch + min(1.0, batches / len(drawn)), 1 / len(drawn))
+            progress = self.elapsed + epoch + min(1.0, batches / len(drawn))
+            rate = learning_rate(self.scheduled, progress, 1 / len(drawn), self.config.epochs)
             steps += self.step(batch, rate, sums)
             batches, images = batches + 1, images + len(batch.index)
             if self.progress is not None:
@@ -215,6 +229,8 @@ class Trainer:
             part = k if self.config.sync_perturbation else k + self.processes.rank  # several processes have one network
             learner.optimizer.generator = stream(seed, number, epoch, "optimizer", self.device, part)
             learner.optimizer.on_epoch(epoch, self.settings.epochs, len(self.loader))
+            if self.scheduled.final_momentum is not None:
+                learner.set_momentum(momentum(self.scheduled, self.elapsed + epoch, self.config.epochs))
             learner.net.module.train()
             learner.net.seed = stream_seed(seed, number, epoch, "method", 2 + k)
 

@@ -20,8 +20,10 @@ def read_networks(path: Path, config: RunConfig, problem: Problem, device: torch
         weights = load_file(path)
         modules: list[nn.Module] = []
         for k in sorted({int(name.partition(".")[0]) for name in weights}):
-            channels = dataset.train_images.shape[3]
-            module = models.build(config.model, dataset.classes, channels, width=config.width, norm=config.norm)
+            channels, size = dataset.train_images.shape[3], dataset.size
+            module = models.build(
+                config.model, dataset.classes, channels, size=size, width=config.width, norm=config.norm
+            )
             own = {name.partition(".")[2]: value for name, value in weights.items() if name.startswith(f"{k}.")}
             module.load_state_dict(own)
             modules.append(module.to(device).to(memory_format=torch.channels_last).eval())

@@ -352,6 +352,12 @@ def test_counts_that_were_changed(counts: Any, archive: Path, tmp_path: Path) ->
     refused(archive, tmp_path / "store", "counts")
 
 
+def test_a_collapse_that_its_predictions_do_not_show(archive: Path, tmp_path: Path) -> None:
+    edit_lines(archive / "runs.jsonl", lambda entry: entry.__setitem__("collapsed", not entry["collapsed"]))
+    sign(archive)
+    refused(archive, tmp_path / "store", "collapsed")
+
+
 @pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, "\x00", '{"key": {"a": 1}}'])
 @pytest.mark.parametrize("name", ["runs.jsonl", "probes.jsonl", "confusion.jsonl"])
 def test_tables_that_are_none(name: str, text: str, archive: Path, tmp_path: Path) -> None:

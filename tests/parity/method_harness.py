@@ -37,8 +37,44 @@ AUTHORS: dict[str, tuple[str, float]] = {
     "elr": ("shengliu66/ELR@934af53 ELR/model/loss.py", 1e-6),
     "elr+": ("shengliu66/ELR@934af53 ELR_plus/trainer/trainer.py, model/loss.py", 1e-6),
     "selc": ("MacLLL/SELC@69bcf1e class-conditional_noise/train_cifar_with_SELC.py", 1e-6),
+    "sop+": ("shengliu66/SOP@4d991ce model/loss.py, data_loader/data_loaders.py", 1e-6),
+    "peer": ("weijiaheng/Multi-class-Peer-Loss-functions@fba9eb6 CIFAR-10/runner.py, CIFAR-100/runner.py", 1e-6),
+    "f-divergence": ("weijiaheng/Robust-f-divergence-measures@93d9efe CIFAR-10/runner.py", 1e-6),
+    "cores2": ("UCSC-REAL/cores@cf0945e loss.py, phase1.py", 1e-6),
+    "cores2-consistency": ("UCSC-REAL/cores@cf0945e phase2/phase2.py, phase2/data.py", 1e-6),
+    "cal": ("UCSC-REAL/CAL@bdb376b lossfuncs/peerloss.py, experiments/exptPeerReg.py", 1e-6),
+    "volminnet": (
+        "xuefeng-li1/Provably-end-to-end-label-noise-learning-without-anchor-points@06e4167 main.py, models.py",
+        1e-6,
+    ),
+    "t-revision": ("xiaoboxia/T-Revision@b598cf2 main.py, loss.py, tools.py", 1e-6),
+    "pes-semi": ("tmllab/2021_NeurIPS_PES@ec5290d PES_semi.py", 1e-6),
+    "disc": ("JackYFL/DISC@a21e910 algorithms/DISC.py, losses/loss_mixup.py", 1e-6),
     "sop": ("shengliu66/SOP@4d991ce model/loss.py, train.py", 1e-6),
     "pes": ("tmllab/2021_NeurIPS_PES@ec5290d PES_cs.py, common/tools.py", 1e-6),
+    "joint-optimization": ("DaikiTanaka-UT/JointOptimization@7e7a30d first_step_train.py, second_step_train.py", 1e-6),
+    "pencil": ("yikun2019/PENCIL@8a89ed5 PENCIL.py", 1e-6),
+    "nlnl": (
+        "ydkim1293/NLNL-Negative-Learning-for-Noisy-Labels@921dec4 main_NL.py, main_PL.py, main_pseudo1.py,"
+        " main_pseudo2.py",
+        1e-6,
+    ),
+    "adacorr": ("pingqingsheng/LRT@ba1ede6 LRTcorrect.py", 1e-6),
+    "plc": ("pxiangwu/PLC@8c2bcfd cifar/train.py, utils.py", 1e-6),
+    "co-learning": (
+        "chengtan9907/Co-learning@9d709ed algorithms/Colearning.py, losses/loss_ntxent.py, losses/loss_structrue.py",
+        1e-5,
+    ),
+    "jo-src": ("NUST-Machine-Intelligence-Laboratory/Jo-SRC@e5c8bd9 cifar100.py", 1e-6),
+    "augdesc": ("KentoNishi/Augmentation-for-LNL@908a22b train_cifar.py, dataloader_cifar.py", 1e-5),
+    "longremix": (
+        "filipe-research/LongReMix@567c89b Train_cifar_longremix_stage1.py, Train_cifar_longremix_stage2.py",
+        0.0,
+    ),
+    "unicon": (
+        "nazmul-karim170/UNICON-Noisy-Label@616dc49 Train_cifar.py, dataloader_cifar.py, Contrastive_loss.py",
+        1e-5,
+    ),
     "co-teaching": ("bhanML/Co-teaching@7c7fbe2 loss.py, main.py", 1e-6),
     "co-teaching+": ("arXiv 1901.04215 Algorithm 1; xingruiyu/coteaching_plus@a68ed61 loss.py, main.py", 1e-6),
     "jocor": ("hongxin001/JoCoR@86db359 algorithm/loss.py, algorithm/jocor.py", 1e-6),
@@ -115,9 +151,9 @@ def step(
         (gradient,) = torch.autograd.grad(objective, z, retain_graph=True)
         own = method.auxiliary_optimizer()
         if own is not None:
-            for p, g in zip(
-                method.parameters(), torch.autograd.grad(objective, list(method.parameters())), strict=True
-            ):
+            parameters = list(method.parameters())
+            grads = torch.autograd.grad(objective, parameters, materialize_grads=True)
+            for p, g in zip(parameters, grads, strict=True):
                 p.grad = g
             own.step()
         found.append((float(objective.detach()), gradient, task))

@@ -143,6 +143,15 @@ def adamw(s: Authors) -> None:
     s.w = s.w - s.lr * (mean / (square.sqrt() + 1e-8) + DECAY * s.w)
 
 
+def adam(s: Authors) -> None:
+    """Kingma and Ba, Algorithm 1, on the gradient of the loss with its L2 term."""
+    g, t = s.grad(s.w) + DECAY * s.w, s.step + 1
+    s.v = 0.9 * s.v + 0.1 * g
+    s.kept["square"] = 0.999 * s.kept.get("square", 0 * g) + 0.001 * g * g
+    mean, square = s.v / (1 - 0.9**t), s.kept["square"] / (1 - 0.999**t)
+    s.w = s.w - s.lr * mean / (square.sqrt() + 1e-8)
+
+
 # SAM and other directions
 
 
@@ -518,6 +527,7 @@ R = {"rho": 0.3}
 CASES = [
     Case("sgd", sgd, "torch.optim.SGD"),
     Case("adamw", adamw, "arXiv 1711.05101, Algorithm 2", norms=WITHOUT_BATCH),  # biases there have no gradient
+    Case("sgd", adam, "arXiv 1412.6980, Algorithm 1", {"base": "adam"}),
     Case("sam", sam, "davda54/sam@3c3afdb sam.py", {"rho": 0.1}),
     Case("sam", sam, "davda54/sam@3c3afdb sam.py", {"rho": 0.5}),
     Case("sam", sam_in_loss, "google-research/sam@dae9904 sam_jax/training_utils/flax_training.py",

@@ -43,7 +43,7 @@ class Ray:
     address: str | None = None
     parallel = True
     largest: float = 1  # cores of the largest machine
-    _data: dict[tuple[str, Path | None], Any] = field(default_factory=dict)
+    _data: dict[tuple[str, Path | None, int | None], Any] = field(default_factory=dict)
 
     @property
     def threads(self) -> int:
@@ -139,7 +139,7 @@ class Ray:
     def _submit(self, job: Job, cell: Cell) -> Any:
         import ray
 
-        place = (cell.config.dataset, cell.config.data_dir)
+        place = (cell.config.dataset, cell.config.data_dir, cell.config.image_size)
         if place not in self._data:
             self._data[place] = ray.put(_arrays(load_dataset(*place)))
         threads = job.threads_of(cell)
