@@ -123,7 +123,7 @@ def test_version(says: Callable[..., str]) -> None:
 
 def test_list_alone_lists_what_can_be_listed(says: Callable[..., str]) -> None:
     found = [line.split()[2] for line in says("list").splitlines()]
-    assert found == ["methods", "optimizers", "models", "datasets", "noise", "probes"]
+    assert found == ["methods", "optimizers", "models", "datasets", "noise", "probes", "claims"]
     assert list(json.loads(says("list", "--json"))) == found
 
 

@@ -18,11 +18,15 @@ REGISTRIES = {
     "datasets": ("noisysam.data", "DATASETS"),
     "noise": ("noisysam.noise", "NOISE"),
     "probes": ("noisysam.probes", "PROBES"),
+    "claims": ("noisysam.studies.claims", "CLAIM_KINDS"),
 }
 
 
 def registry(what: str) -> Any:
     """The registry of a kind."""
+    from noisysam.core import plugins
+
+    plugins.load_installed()
     module, name = REGISTRIES[what]
     return getattr(importlib.import_module(module), name)
 

@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisysam.core.errors import DamagedFile
+from noisysam.core.plugins import GROUP
 
 if TYPE_CHECKING:
     from noisysam.runs.record import RunFolder
@@ -25,9 +27,11 @@ FROM_ELSEWHERE = ("plugin", "pretrained")  # fields that name files whose conten
 def entries(what: str) -> list[dict[str, Any]]:
     """``catalogue.entries``, kept in the cache of the user until a file of this package changes."""
     path = _cache() / f"{what}-{_stamp(sorted(PACKAGE.rglob('*.py')))}.json"
+    certain = not entry_points(group=GROUP)  # what installed packages register may change at any time
     with suppress(OSError, ValueError):
-        found: list[dict[str, Any]] = json.loads(path.read_text())
-        return found
+        found: list[dict[str, Any]] = json.loads(path.read_text()) if certain else []
+        if found:
+            return found
     from noisysam.cli import catalogue
     from noisysam.core.files import atomic
 
@@ -35,8 +39,9 @@ def entries(what: str) -> list[dict[str, Any]]:
     with suppress(OSError):
         for old in path.parent.glob(f"{what}-*.json"):
             old.unlink()
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(found))
+        if certain:
+            with atomic(path) as temporary:
+                temporary.write_text(json.dumps(found))
     return found
 
 
@@ -80,6 +85,7 @@ def _note(store: Path, given: Mapping[str, Any]) -> Path | None:
     }.get(kind)
     labels, colon, own = noise.partition(":")
     known = (not colon or labels == "file") and ":" not in str(given.get("model") or "")
+    known = known and not entry_points(group=GROUP)
     if files is None or not known or "RANK" in os.environ or any(given.get(name) for name in FROM_ELSEWHERE):
         return None
     options = {name: value for name, value in given.items() if value not in (None, ())}

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from noisysam.cli.base import cli, json_option, store_option, store_uri, tracked
+from noisysam.core import plugins
 from noisysam.core.errors import RunFailed, UserError
 
 
@@ -298,6 +299,7 @@ def _search(
 @click.option("--all", "every", is_flag=True, help="every study of the store")
 @click.option("--from", "archive", type=click.Path(path_type=Path), help="read an exported archive, not the store")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
+@click.option("--plugin", type=click.Path(path_type=Path), help="Python file that registers kinds of claims")
 @json_option
 def report(
     studies: tuple[str, ...],
@@ -307,6 +309,7 @@ def report(
     every: bool,
     archive: Path | None,
     out: Path,
+    plugin: Path | None,
     as_json: bool,
 ) -> None:
     """Write the report of each STUDY (a name, or a study file) from its finished runs, and print its tables. The
@@ -317,6 +320,8 @@ def report(
 
     if bool(studies) == every:
         raise UserError("name the studies to report, or give --all")
+    if plugin is not None:
+        plugins.load(plugin)
     uri = None if no_track or archive is not None else tracking.default_uri(tracking_uri)
     with TemporaryDirectory() as temporary:
         if archive is not None:

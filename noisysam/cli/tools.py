@@ -44,6 +44,7 @@ KINDS = {
     "datasets": "data sets, for --dataset",
     "noise": "kinds of label noise, for --noise-type",
     "probes": "measurements of trained networks, for `noisysam probe`",
+    "claims": "kinds of claims, for the study file",
 }
 
 

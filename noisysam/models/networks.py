@@ -65,8 +65,8 @@ def build(
     ``width`` multiplies all channel counts of a network of this package (rounded, at least 1; with group norm to a
     multiple of its 8 groups, at least 16). ``norm``: "batch", "group", or "none" (convolutions with biases, residual
     branches that start at zero). ``weights``: a file to begin with, a run's or the library's; a head for other classes
-    stays new. New weights depend on ``seed`` alone; the global random state is left as it was. ``UserError`` for an unknown name or
-    norm, a width that is not a positive number, or weights that do not fit.
+    stays new. New weights depend on ``seed`` alone; the global random state is left as it was. ``UserError`` for an
+    unknown name or norm, a width that is not a positive number, or weights that do not fit.
     """
     check(name, width, norm)
     model = find(name)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from noisysam.core.errors import UserError
-from noisysam.core.registry import Registry
+from noisysam.core.registry import Registry, call_fault
 from noisysam.models.blocks import GROUPS, BasicBlock, LastActivation, Layers, PreActBlock
 
 
@@ -88,7 +88,13 @@ class Architecture:
         return ResNet(blocks, inputs, classes)
 
 
-MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+def _fault(item: object) -> str | None:
+    """Why something cannot be a model."""
+    own = isinstance(item, Architecture)
+    return None if own else call_fault(item, ("classes", "channels", "size"), "the function or class")
+
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model", _fault)
 
 
 WIDTH, PARAMETERS = 1000, 10**9  # limits; 10^9 parameters take 4 GB in float32

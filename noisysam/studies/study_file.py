@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from noisysam.core import plugins
 from noisysam.core.errors import UserError
 from noisysam.core.text import one_line
 from noisysam.core.untrusted import check_file, unusable
@@ -95,6 +96,12 @@ def _read(path: Path) -> tuple[StudyFile, Lines]:
         raise UserError(f"{lines.at(path, error.errors()[0]['loc'])}: {explain(error, prefix='')}") from None
     if study.claims:
         from noisysam.studies.claims import parse
+
+        if isinstance(study.base.get("plugin"), str):  # it may register a kind of claim
+            plugins.load(Path(study.base["plugin"]))
+
+        if isinstance(study.base.get("plugin"), str):  # it may register a kind of claim
+            plugins.load(Path(study.base["plugin"]))
 
         where = f"{lines.at(path, ('claims',))}: claims"
         for number, claim in enumerate(parse(study.claims, where), 1):
