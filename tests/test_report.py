@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from samples import complete, partial_store, trained_store
 
 import noisysam
+import noisysam.report as reports
 from noisysam.core.errors import UserError
 from noisysam.core.files import write_json
 from noisysam.data.datasets import CIFAR10_CLASSES
@@ -567,7 +569,7 @@ def test_learning_curves_are_means_with_bands_of_a_standard_deviation(store: Pat
     cells = [cell for cell in read_cells(store, "toy") if (cell["row"], cell["noise"]) == ("sgd", 0.2)]
     found = {cell["key"]: [0.1 * (cell["seed"] + 1) ** (epoch + 1) for epoch in range(3)] for cell in cells}
     lines = {
-        key: [{"stage": 0, "epoch": epoch, "test_accuracy": value} for epoch, value in enumerate(values)]
+        key: figures.curve([{"stage": 0, "epoch": e, "test_accuracy": value} for e, value in enumerate(values)])
         for key, values in found.items()
     }
     ((_, figure),) = figures.curves(cells, lines)
@@ -583,6 +585,24 @@ def test_learning_curves_are_means_with_bands_of_a_standard_deviation(store: Pat
     assert not list(other.lines[0].get_xdata())  # what was not measured
     ((_, single),) = figures.curves(cells[:1], lines)
     assert not single.axes[0].collections
+
+
+def test_what_a_report_keeps_of_a_run_is_small(store: Path) -> None:
+    """So that one of 10,000 runs of 200 epochs fits into 1 GB: `noisysam bench reports --long` measures it."""
+    folders = [RunFolder(store, path.parent.name) for path in store.glob("*/epochs.csv")]
+    line = dict.fromkeys(("stage", "epoch", "test_accuracy", "memorised", "recovered", "auroc", "train_loss"), 0.25)
+    for folder in folders:
+        folder.write_epochs([{**line, "stage": 0, "epoch": epoch} for epoch in range(200)])
+    kept = [reports._epochs(store, folder.key) for folder in folders[:1]]  # what a first one imports
+    tracemalloc.start()
+    try:
+        kept += [reports._epochs(store, folder.key) for folder in folders]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held / len(folders) < 16_000
+    cells = [cell for cell in read_cells(store, "toy") if cell["status"] == "finished"]
+    assert len({id(cell["matrix"]) for cell in cells}) == len({cell["labels"] for cell in cells}) < len(cells)
 
 
 def test_figure_shows_every_row_and_survives_many() -> None:
