@@ -162,7 +162,7 @@ def steps(lr: float, decay: float, batch: int, epochs: int, milestones: list[flo
 SCRIPTS: list[tuple[str, tuple[str, str, float], dict[str, Any], dict[str, Any]]] = [
     ("pes", SYMMETRIC, {**steps(0.1, 1e-4, 128, 200, [100, 150]), "model": "resnet18"}, {"schedule": "continued"}),
     ("pes", HUNDRED, {"model": "resnet34"}, {"schedule": "continued", "first": 30 / 200}),
-    ("co-teaching", SYMMETRIC, {**ADAM, "decay_from": 80}, {"schedule": "code"}),
+    ("co-teaching", SYMMETRIC, {**ADAM, "decay_from": 80, "model": "cnn9"}, {"schedule": "code"}),
     ("co-teaching", HUNDRED, {**ADAM, "decay_from": 100}, {"schedule": "code"}),
     ("co-teaching+", SYMMETRIC, {**ADAM, "decay_from": 80}, {"schedule": "code"}),
     ("co-teaching+", HUNDRED, {**ADAM, "decay_from": 80}, {"schedule": "code", "warmup": 5}),
@@ -196,7 +196,7 @@ SCRIPTS: list[tuple[str, tuple[str, str, float], dict[str, Any], dict[str, Any]]
     ("backward", HUNDRED, {**steps(0.1, 2e-3, 128, 150, [80, 120]), "model": "resnet44"}, {"quantile": 1.0}),
     ("incv", ASYMMETRIC, {"base_opt": "adam", "lr": 1e-3, "model": "resnet32", "epochs": 200,
                           "milestones": [80, 120, 160]}, {"remove": 0.0}),
-    ("o2u", SYMMETRIC, {"lr": 0.01, "weight_decay": 5e-4, "epochs": 250, "augment": "none"}, {}),
+    ("o2u", SYMMETRIC, {"lr": 0.01, "weight_decay": 5e-4, "epochs": 250, "augment": "none", "model": "cnn9"}, {}),
     ("rog", HUNDRED, {**steps(0.1, 5e-4, 128, 200, [80, 120, 160]), "model": "resnet34"}, {}),
     ("ssr", ("cifar10", "symmetric", 0.8), {**SGD, "lr": 0.02, "lr_min": 0.02 / 50, "schedule": "cosine", "epochs": 300,
                                             "weight_decay": 5e-4}, {"theta_r": 0.8}),
