@@ -226,7 +226,6 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "noise make seed": ("noise make l.npz --dataset digits --seed -1", ("--seed", "x>=0")),
     "noise verify without data": ("noise verify none.npz", ("none.npz", "no such file")),
     "ui port": ("ui --port 99999", ("--port", "99999")),
-    "track without sync": ("track", ("--sync",)),
 }
 
 

@@ -40,6 +40,8 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
 
             Sender(known, uri, experiment).sync(final=True)
         _told(known.record, known, as_json)
+        if uri is not None and not as_json:
+            _show_page(known, uri, experiment, tracking_uri)
         return
     from noisysam.runs.config import validate
     from noisysam.runs.presets import preset
@@ -76,6 +78,8 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
             display.close()
     recall.remember(store, given, result.key)
     _told(result.record, RunFolder(store, result.key), as_json)
+    if uri is not None and not as_json:
+        _show_page(RunFolder(store, result.key), uri, experiment, tracking_uri)
 
 
 def _told(record: Mapping[str, Any], folder: "RunFolder", as_json: bool) -> None:
@@ -125,6 +129,19 @@ def show_result(record: Mapping[str, Any], collapsed: bool | None = None) -> Non
         f"  {duration(spent['train_seconds'])} of training, {spent['images_per_second']:.0f} images/s, {passes}"
         f" ({spent['gradient_samples']:,} in all), {record['resolved']['precision']} on {record['resolved']['device']}"
     )
+
+
+def _show_page(folder: Any, uri: str, experiment: str, given: str | None) -> None:
+    """Print where the run is in MLflow, if it was sent."""
+    from noisysam.tracking.address import shown
+    from noisysam.tracking.pages import run_page
+
+    page = run_page(folder, experiment)
+    if page is not None and uri.startswith("http"):
+        click.echo(f"  MLflow: {shown(uri).rstrip('/')}{page}")
+    elif page is not None:
+        option = "" if given is None else f" --tracking-uri {shlex.quote(shown(uri))}"
+        click.echo(f"  MLflow: {page}  (while `noisysam ui{option}` is running, at the address that it prints)")
 
 
 @cli.command(short_help="Compare runs in the terminal.")

@@ -445,14 +445,14 @@ def test_pgdf() -> None:
 
     look, drawn = look_of(9), Views(labels, 0)
     for number in (1, 3, 4, 5):
-        predictions = [some_logits(200, CLASSES, seed=70 + number + k) + 2 * hot(labels) for k in range(2)]
+        predictions = [(some_logits(200, CLASSES, seed=70 + number + k) + 2 * hot(labels)).float() for k in range(2)]
         redraw(method, number)
         epoch(method, number, predictions)
         clean, inverse = [], []
         for k in range(2):
             m = torch.zeros(CLASSES, CLASSES, dtype=torch.float64)
             for i in places.tolist():
-                m[labels[i]] += torch.softmax(predictions[k], 1)[i]
+                m[labels[i]] += torch.softmax(predictions[k].double(), 1)[i]
             inverse.append((m / m.sum(1, keepdim=True)).inverse())
             clean.append(torch.from_numpy(priors[k]))
             if number > round(0.7 * epochs):  # half of it the mixture's, which is DivideMix's
