@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,15 +204,23 @@ def test_without_noise_nothing_is_said_to_be_right(says: Callable[..., str]) -> 
     assert "mean of the last" not in shown
 
 
-def test_sizes_that_do_not_fit_are_said(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["run", *TINY, "--epochs", "1", "--no-track"]
-    assert cli._run([*command, "--batch", "500"]) == 0
-    assert cli._run([*command, "--batch", "100", "--opt", "sam", "--sam-m", "48"]) == 0
-    said = capsys.readouterr().err
-    assert "--batch 500: there are 270 training images, all in each step" in said
-    assert "--sam-m 48 does not divide a batch of 100: the last chunk of a step has 4 rows" in said
-    assert cli._run([*command, "--batch", "100", "--opt", "sam"]) == 0
-    assert "divide" not in capsys.readouterr().err, "32 is nobody's wish"
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--batch 500", "--batch 500: there are 270 training images, all in each step"),
+        (
+            "--batch 100 --opt sam --sam-m 48",
+            "--sam-m 48 does not divide a batch of 100: the last chunk of a step has 4",
+        ),
+        ("--batch 100 --opt sam", None),  # 32 is nobody's wish
+    ],
+)
+def test_sizes_that_do_not_fit_are_said(flags: str, said: str | None) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert cli._run(["run", *TINY, "--epochs", "1", "--no-track", *flags.split()]) == 0
+    found = [str(w.message) for w in caught if str(w.message).startswith("--")]
+    assert [message[: len(said or "")] for message in found] == ([said] if said else [])
 
 
 def test_what_was_shown_before_needs_no_torch(

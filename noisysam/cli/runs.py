@@ -77,10 +77,9 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
         finally:
             display.close()
     recall.remember(store, given, result.key)
-    folder = RunFolder(store, result.key)
-    _told(result.record, folder, as_json)
+    _told(result.record, RunFolder(store, result.key), as_json)
     if uri is not None and not as_json:
-        _show_page(folder, uri, experiment, tracking_uri)
+        _show_page(RunFolder(store, result.key), uri, experiment, tracking_uri)
 
 
 def _told(record: Mapping[str, Any], folder: "RunFolder", as_json: bool) -> None:

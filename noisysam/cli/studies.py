@@ -229,7 +229,7 @@ def _train(
     return running
 
 
-def _parent(uri: str | None, name: str, store: Path, deadline: Any = None) -> str | None:
+def _parent(uri: str | None, name: str, store: Path, wait: float | None = None) -> str | None:
     """The study's run in MLflow; None if tracking is off or the store cannot be reached."""
     if uri is None:
         return None
@@ -237,7 +237,7 @@ def _parent(uri: str | None, name: str, store: Path, deadline: Any = None) -> st
     from noisysam.training.progress import note
 
     try:
-        return tracking.open_study(uri, name, store, deadline)
+        return tracking.open_study(uri, name, store, wait)
     except (RunFailed, UserError) as error:
         note(f"noisysam: warning: {error}; `noisysam sync` sends the records later")
         return None
@@ -262,13 +262,13 @@ def _sync(name: str, sweep: Any, uri: str, parent: str | None) -> None:
     from noisysam import tracking
 
     deadline = tracking.Deadline()
-    parent = parent or _parent(uri, name, sweep.store, deadline)
+    parent = parent or _parent(uri, name, sweep.store, deadline.left())
     if parent is None:
         return
     rows = {cell.key: cell.row for cell in sweep.cells}
-    tracking.sync_study(sweep.store, rows, uri, name, parent, deadline=deadline)
+    tracking.sync_study(sweep.store, rows, uri, name, parent, wait=deadline.left())
     counts = {"finished": sweep.finished, "failed": len(sweep.failed), "left": sweep.left}
-    tracking.close_study(uri, parent, counts, deadline=deadline)
+    tracking.close_study(uri, parent, counts, wait=deadline.left())
 
 
 def _raise_failed(sweep: Any) -> None:

@@ -49,9 +49,7 @@ def _sync_study(store: Path, study: str, uri: str) -> tuple[int, int]:
         tracking.to_warnings(str(error))
         return 0, 0  # its records are counted with the others
     rows = {cell.key: cell.row for cell in reversed(cells)}
-    done = tracking.sync_study(
-        store, dict(reversed(rows.items())), uri, study, parent, deadline=tracking.Deadline(60 + 5 * len(rows))
-    )
+    done = tracking.sync_study(store, dict(reversed(rows.items())), uri, study, parent, wait=60.0 + 5 * len(rows))
     if not states["running"]:
         left = len(cells) - states["finished"] - states["failed"]
         tracking.close_study(uri, parent, {"finished": states["finished"], "failed": states["failed"], "left": left})

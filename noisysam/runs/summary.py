@@ -27,10 +27,11 @@ def noise_percent(noise_type: str, rate: float) -> str:
 
 
 def _brings_labels(noise_type: str) -> bool:
+    """Whether a noise type brings its own rate; no for one of a plug-in that is not loaded."""
     from noisysam.noise.base import NOISE  # which takes a while to import, and records need not
 
-    kind = noise_type.partition(":")[0]
-    return kind in NOISE and NOISE[kind].brings_labels
+    name = noise_type.partition(":")[0]
+    return name in NOISE and NOISE[name].brings_labels
 
 
 def run_name(config: RunConfig, dataset: str | None = None, model: str | None = None) -> str:

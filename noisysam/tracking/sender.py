@@ -249,28 +249,21 @@ def _ask(name: str, *arguments: Any, wait: float | None, warn: Warn) -> Any:
 
 
 class Deadline:
-    """One limit in seconds (default: that of ``limit``) for several requests."""
+    """One limit for several requests."""
 
-    def __init__(self, seconds: float | None = None) -> None:
-        self.end = time.monotonic() + (limit() if seconds is None else seconds)
+    def __init__(self) -> None:
+        self.end = time.monotonic() + limit()
 
     def left(self) -> float:
         """Seconds that are left of it."""
         return max(0.0, self.end - time.monotonic())
 
 
-def open_rows(uri: str, study: str, parent_run_id: str, names: Iterable[str]) -> dict[str, str]:
-    """``study.open_rows`` in the worker, within the limit."""
-    found: dict[str, str] = _ask("open_rows", uri, study, parent_run_id, list(names), wait=limit(), warn=to_warnings)
-    return found
-
-
-def open_study(uri: str, study: str, store: Path | None = None, deadline: Deadline | None = None) -> str:
-    """``study.open_study`` in the worker, within the limit. ``store``: the folder of the sweep's records, whose
-    runs are not to wait for a tracking store that does not answer now."""
-    deadline = deadline or Deadline()
+def open_study(uri: str, study: str, store: Path | None = None, wait: float | None = None) -> str:
+    """``study.open_study`` in the worker, within ``wait`` seconds (default: the limit). ``store``: the folder of the
+    sweep's records, whose runs are not to wait for a tracking store that does not answer now."""
     try:
-        found = str(_ask("open_study", uri, study, wait=deadline.left(), warn=to_warnings))
+        found = str(_ask("open_study", uri, study, wait=limit() if wait is None else wait, warn=to_warnings))
     except NoAnswer:
         if store is not None:
             _silent.add(store, uri)
@@ -280,12 +273,18 @@ def open_study(uri: str, study: str, store: Path | None = None, deadline: Deadli
     return found
 
 
+def open_rows(uri: str, study: str, parent_run_id: str, names: Iterable[str]) -> dict[str, str]:
+    """``study.open_rows`` in the worker, within the limit."""
+    found: dict[str, str] = _ask("open_rows", uri, study, parent_run_id, list(names), wait=limit(), warn=to_warnings)
+    return found
+
+
 def close_study(
-    uri: str, run_id: str, counts: Mapping[str, int], warn: Warn = to_warnings, deadline: Deadline | None = None
+    uri: str, run_id: str, counts: Mapping[str, int], warn: Warn = to_warnings, wait: float | None = None
 ) -> None:
-    """``study.close_study`` in the worker, within the limit."""
+    """``study.close_study`` in the worker, within ``wait`` seconds (default: the limit)."""
     try:
-        _ask("close_study", uri, run_id, dict(counts), wait=(deadline or Deadline()).left(), warn=warn)
+        _ask("close_study", uri, run_id, dict(counts), wait=limit() if wait is None else wait, warn=warn)
     except RunFailed as error:
         warn(f"the study's run in MLflow stays open ({error})")
 
@@ -297,11 +296,12 @@ def sync_study(
     study: str,
     parent_run_id: str,
     warn: Warn = to_warnings,
-    deadline: Deadline | None = None,
+    wait: float | None = None,
 ) -> tuple[int, int]:
-    """``study.sync_study`` in the worker, within the limit; ``warn`` gets the number of records that are left."""
+    """``study.sync_study`` in the worker, within ``wait`` seconds (default: the limit); ``warn`` gets the number of
+    records that are left."""
+    wait = limit() if wait is None else wait
     try:
-        wait = (deadline or Deadline()).left()
         done, failed = _ask("sync_study", store, dict(rows), uri, study, parent_run_id, wait=wait, warn=warn)
         _silent.discard(store, uri)
         return done, failed

@@ -186,9 +186,9 @@ def test_the_end_of_a_sweep_has_one_limit(tmp_path: Path) -> None:
     with serving("drip", tmp_path / "requests") as uri:
         deadline, began = sender.Deadline(), time.monotonic()
         with pytest.raises(sender.NoAnswer):
-            sender.open_study(uri, "x", store, deadline)
-        assert sender.sync_study(store, {"ab": "SGD"}, uri, "x", "p" * 32, print, deadline) == (0, 1)
-        sender.close_study(uri, "p" * 32, {"finished": 1}, print, deadline)
+            sender.open_study(uri, "x", store, deadline.left())
+        assert sender.sync_study(store, {"ab": "SGD"}, uri, "x", "p" * 32, print, deadline.left()) == (0, 1)
+        sender.close_study(uri, "p" * 32, {"finished": 1}, print, deadline.left())
         assert time.monotonic() - began < 2 + 4, "and the end of three processes on a busy machine"
 
 
