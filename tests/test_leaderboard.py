@@ -123,6 +123,27 @@ def test_recipes_options_and_knowledge() -> None:
     assert [field is None for field in gce.fields] == [False, False, True]
 
 
+def test_records_of_earlier_versions_are_the_same_recipes() -> None:
+    """Fields and options that came later are at their defaults."""
+    old = made("gce", "sam", method_options={}, optimizer_options={"rho": 0.1, "m": 32})
+    new = made("gce", "sam", seed=1, method_options={"q": 0.7}, config={"sync_perturbation": False, "plugin": None},
+               optimizer_options={"rho": 0.1, "m": 32, "ascent_steps": 1, "interval": 1})  # fmt: skip
+    (board,) = problems([old, new])
+    assert [(line.name, line.options, len(line.runs)) for line in board.lines] == [
+        ("gce, sam", "q=0.7, rho=0.1, m=32", 2)
+    ]
+
+
+def test_a_seed_counts_once() -> None:
+    """Of two runs of one recipe, noise and seed (evaluated more or less often, another state of a plug-in) the latest."""
+    runs = [made(last=0.4, ended="2026-11-23T00:00:00+00:00"), made(last=0.3, config={"eval_every": 5}), made(seed=1)]
+    (board,) = problems(runs)
+    (line,) = board.lines
+    assert line.fields[0] is not None
+    assert line.fields[0].values == (0.4, 0.5)
+    assert len(line.runs) == 3
+
+
 def test_the_best_recipes_come_first_whatever_they_lack() -> None:
     """By the distance from the mean of each column that a recipe has."""
     runs = [made(noise=0.4, last=0.5), made(noise=0.8, last=0.2), made("gce", noise=0.8, last=0.3),
