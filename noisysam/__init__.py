@@ -14,16 +14,17 @@ _NAMES = {  # public name -> module, and the name there
     "Result": ("training.result", "Result"),
     "RunConfig": ("runs.config", "RunConfig"),
     "results": ("report.frame", "results"),
+    "suspects": ("probes.suspects", "suspects"),
     "Method": ("methods", "Method"),
     "Stage": ("methods", "Stage"),
     "Task": ("core.task", "Task"),
     "NoisyLabels": ("noise", "NoisyLabels"),
     "make_noise": ("noise", "make"),
 }
-_MODULES = ("data", "methods", "models", "noise", "optim")
+_MODULES = ("data", "methods", "models", "noise", "optim", "probes")
 __all__ = [  # noqa: RUF022  (first what is used first)
-    "fit", "RunConfig", "Result", "results", "Method", "Stage", "Task", "NoisyLabels", "make_noise", "data", "methods",
-    "models", "noise", "optim",
+    "fit", "RunConfig", "Result", "results", "suspects", "Method", "Stage", "Task", "NoisyLabels", "make_noise", "data",
+    "methods", "models", "noise", "optim", "probes",
 ]  # fmt: skip
 
 

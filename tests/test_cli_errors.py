@@ -82,7 +82,7 @@ FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "final momentum of another schedule": ("--final-momentum 0.1", ("--final-momentum", "--schedule linear")),
     "minimum above the rate": ("--lr 0.1 --lr-min 0.2", ("--lr-min", "at most --lr", "0.1")),
     "no published recipe": ("--preset published --method mae", ("method mae", "no published recipe")),
-    "published options alone": ("--preset published --noise much", ("--noise:", "number", "'much'")),
+    "published recipe of no rate": ("--preset published --method gce --noise much", ("--noise:", "number", "'much'")),
     "device": ("--device gpu", ("--device gpu", "cuda:N")),
     "missing device": ("--device cuda:7", ("--device cuda:7", "CUDA devices", "--device cpu")),
     "noise above 1": ("--noise 1.2", ("--noise:", "less than or equal to 1", "1.2")),
@@ -220,7 +220,6 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "noise make seed": ("noise make l.npz --dataset digits --seed -1", ("--seed", "x>=0")),
     "noise verify without data": ("noise verify none.npz", ("none.npz", "no such file")),
     "ui port": ("ui --port 99999", ("--port", "99999")),
-    "track without sync": ("track", ("--sync",)),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from noisysam.cli import labels, leaderboard, runs, studies, tools  # noqa: F401  (they register their commands)
+from noisysam.cli import labels, leaderboard, new, runs, studies, suspects, tools  # noqa: F401  (they register)
 from noisysam.cli.base import cli
 from noisysam.core import stopping
 from noisysam.core.errors import RunFailed, UserError

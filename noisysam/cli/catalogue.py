@@ -1,5 +1,6 @@
 """The registered components and the machine, as data, as tables and as generated parts of pages."""
 
+import csv
 import itertools
 import json
 import re
@@ -14,6 +15,10 @@ from noisysam.core.registry import summary
 def registry(what: str) -> Any:
     """The registry of a kind."""
     from noisysam import data, methods, models, noise, optim, probes
+    from noisysam.core import plugins
+    from noisysam.studies.claims import CLAIM_KINDS
+
+    plugins.load_installed()
 
     return {
         "methods": methods.METHODS,
@@ -22,6 +27,7 @@ def registry(what: str) -> Any:
         "datasets": data.DATASETS,
         "noise": noise.NOISE,
         "probes": probes.PROBES,
+        "claims": CLAIM_KINDS,
     }[what]
 
 
@@ -154,8 +160,10 @@ COLUMNS = {
 
 
 def table(what: str) -> str:
-    """The methods or the optimizers as a Markdown table."""
-    rows = [COLUMNS[what]]
+    """The methods or the optimizers as a Markdown table; 'suites': the methods beside those of other suites."""
+    if what == "suites":
+        return _markdown(suites())
+    rows: list[Sequence[str]] = [COLUMNS[what]]
     for entry in entries(what):
         cells = [f"`{entry['name']}`", entry["summary"].rstrip(".")]
         if what == "methods":
@@ -165,6 +173,29 @@ def table(what: str) -> str:
         else:
             cells += [" + ".join(entry["passes"]), f"{entry['copies']:g}", settings(entry["null"]) or "-"]
         rows.append((*cells, entry["source"]))
+    return _markdown(rows)
+
+
+def suites() -> list[Sequence[str]]:
+    """Rows of a table: each method of this package or of another suite, its name in every suite, and why it is not
+    here where it is not (``methods/suites.csv``)."""
+    from noisysam import methods
+
+    with (Path(methods.__file__).parent / "suites.csv").open(newline="", encoding="utf-8") as file:
+        known = list(csv.DictReader(file))
+    names = list(dict.fromkeys(row["suite"] for row in known))
+    here = {name: {"": f"`{name}`"} for name in sorted(methods.METHODS)}
+    missing: dict[str, dict[str, str]] = {}
+    for row in known:
+        cells = here.get(row["ours"]) or missing.setdefault(row["ours"] or row["theirs"], {"": row["reason"]})
+        cells[row["suite"]] = row["theirs"]
+    rows: list[Sequence[str]] = [("noisysam", *names)]
+    return rows + [
+        [cells[""], *(cells.get(suite, "-") for suite in names)] for cells in [*here.values(), *missing.values()]
+    ]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 

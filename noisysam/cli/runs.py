@@ -55,6 +55,8 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
             display.close()
     if not as_json:
         show_result(result.record, RunFolder(store, result.key).collapsed)
+        if uri is not None:
+            _show_page(RunFolder(store, result.key), uri, experiment, tracking_uri)
     else:
         click.echo(json.dumps({"key": result.key, "folder": str(result.folder), **result.record}))
 
@@ -90,6 +92,19 @@ def show_result(record: Mapping[str, Any], collapsed: bool | None = None) -> Non
         f"  {duration(spent['train_seconds'])} of training, {spent['images_per_second']:.0f} images/s, {passes}"
         f" ({spent['gradient_samples']:,} in all), {record['resolved']['precision']} on {record['resolved']['device']}"
     )
+
+
+def _show_page(folder: Any, uri: str, experiment: str, given: str | None) -> None:
+    """Print where the run is in MLflow, if it was sent."""
+    from noisysam.tracking.address import shown
+    from noisysam.tracking.pages import run_page
+
+    page = run_page(folder, experiment)
+    if page is not None and uri.startswith("http"):
+        click.echo(f"  MLflow: {shown(uri).rstrip('/')}{page}")
+    elif page is not None:
+        option = "" if given is None else f" --tracking-uri {shlex.quote(shown(uri))}"
+        click.echo(f"  MLflow: {page}  (while `noisysam ui{option}` is running, at the address that it prints)")
 
 
 @cli.command(short_help="Compare runs in the terminal.")

@@ -6,21 +6,54 @@ from pathlib import Path
 import click
 
 from noisysam.cli.base import cli, json_option, store_option
-from noisysam.core.errors import RunFailed
+from noisysam.core.errors import RunFailed, UserError
 
 
 @cli.command(short_help="Send missing records to MLflow.")
-@click.option("--sync", is_flag=True, required=True, help="send what is missing; repeating it changes nothing")
 @click.option("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)")
 @store_option
-def track(sync: bool, tracking_uri: str | None, store: Path) -> None:
-    """Send every record of the store that is missing or incomplete in MLflow."""
+def sync(tracking_uri: str | None, store: Path) -> None:
+    """Send what is missing or incomplete in MLflow: each study of the store with its rows and cells, then the other
+    records. Repeating it changes nothing."""
     from noisysam import tracking
+    from noisysam.runs.record import study_names
 
-    sent, failed = tracking.sync_store(store, tracking.default_uri(tracking_uri))
+    uri, store = tracking.default_uri(tracking_uri), store.absolute()
+    found = [_sync_study(store, study, uri) for study in study_names(store)]
+    found.append(tracking.sync_store(store, uri))
+    sent, failed = (sum(counts) for counts in zip(*found, strict=True))
     click.echo(f"{sent} records sent, {failed} failed")
     if failed:
         raise RunFailed(f"{failed} records could not be sent; they are kept in {store}")
+
+
+def _sync_study(store: Path, study: str, uri: str) -> tuple[int, int]:
+    """Send what MLflow lacks of a study that has begun; returns the numbers of records (sent, failed)."""
+    from collections import Counter
+
+    from noisysam import tracking
+    from noisysam.studies import plan as plans
+    from noisysam.studies.state import state
+
+    try:
+        cells = plans.runs(plans.load(store, study))
+    except UserError as error:
+        tracking.to_warnings(str(error))
+        return 0, 0
+    states = Counter(state(cell, store) for cell in cells)
+    if not states["finished"]:
+        return 0, 0
+    try:
+        parent = tracking.open_study(uri, study)
+    except (RunFailed, UserError) as error:
+        tracking.to_warnings(str(error))
+        return 0, 0  # its records are counted with the others
+    rows = {cell.key: cell.row for cell in reversed(cells)}
+    done = tracking.sync_study(store, dict(reversed(rows.items())), uri, study, parent, wait=60.0 + 5 * len(rows))
+    if not states["running"]:
+        left = len(cells) - states["finished"] - states["failed"]
+        tracking.close_study(uri, parent, {"finished": states["finished"], "failed": states["failed"], "left": left})
+    return done
 
 
 @cli.command(short_help="Show the runs in the MLflow web interface.")
@@ -38,7 +71,7 @@ def ui(study: str | None, tracking_uri: str | None, host: str, port: int, browse
 
 
 @cli.command("list", short_help="List methods, optimizers, models, data sets, noise types or probes.")
-@click.argument("what", type=click.Choice(["methods", "optimizers", "models", "datasets", "noise", "probes"]))
+@click.argument("what", type=click.Choice(["methods", "optimizers", "models", "datasets", "noise", "probes", "claims"]))
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--plugin", type=click.Path(path_type=Path), help="also list what this Python file registers")
 @click.option("--epochs", type=click.IntRange(1), help="length of the recipe of a method  [default: as published]")

@@ -6,10 +6,18 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from noisysam.core import plugins
+
 NUMERICS = 1  # raised when the arithmetic of a training step changes, so that the same run ends with other bits
 
 
 CPU_FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")  # that decide which kernels run; best first
+
+
+OPTIONAL = ("timm", "datasets")  # named where they are there
+
+
+OPTIONAL = ("timm", "datasets")  # named where they are there
 
 
 PACKAGES = ("noisysam", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "mlflow")
@@ -20,6 +28,10 @@ def environment() -> dict[str, str | None]:
     """Versions of Python and of the packages that matter, the commit of this code where it is a checkout, and what
     else decides the bits of a result: the numerics revision, the CPU's model and its instruction sets."""
     versions = {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}, "commit": _commit()}
+    installed = {package: found for package in OPTIONAL if (found := _version(package)) is not None}
+    versions |= installed | plugins.load_installed()
+    installed = {package: found for package in OPTIONAL if (found := _version(package)) is not None}
+    versions |= {**installed, **plugins.load_installed()}
     return {**versions, "numerics": str(NUMERICS), "cpu": cpu_model(), "instruction_set": " ".join(instruction_set())}
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from noisysam.core.errors import UserError
 from noisysam.core.files import atomic
-from noisysam.core.registry import Registry
+from noisysam.core.registry import Registry, call_fault
 
 if TYPE_CHECKING:  # noise models and reports do without torch, whose import takes a second
     from torch import Tensor
@@ -127,12 +127,16 @@ class Dataset:
         return tuple(means), tuple(stds)
 
 
-DATASETS: Registry[Callable[[Path | None], Dataset]] = Registry("dataset")
+DATASETS: Registry[Callable[[Path | None], Dataset]] = Registry(
+    "dataset", lambda item: call_fault(item, ("data_dir",), "the function")
+)
 
 
 # What the word before the colon of KIND:ARGUMENT names: from the argument, the folder of the data sets and the size
 # that is asked for to a data set of that size, if it can be had.
-SOURCES: Registry[Callable[[str, Path | None, int | None], Dataset]] = Registry("kind of data set")
+SOURCES: Registry[Callable[[str, Path | None, int | None], Dataset]] = Registry(
+    "kind of data set", lambda item: call_fault(item, ("argument", "data_dir", "image_size"), "the function")
+)
 
 
 def load(name: str, data_dir: Path | None = None, image_size: int | None = None) -> Dataset:

@@ -16,13 +16,26 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from noisysam.core.registry import Registry
+from noisysam.core.registry import Registry, call_fault, class_fault
+from noisysam.core.requirements import REQUIREMENTS
 from noisysam.core.settings import check_stage_settings
 from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.recipe import PublishedRecipe
 
-METHODS: Registry[type["Method"]] = Registry("method")
+
+def _fault(item: Any) -> str | None:
+    """Why a class cannot be a method."""
+    fault = class_fault(item, Method)
+    if fault is None and not issubclass(item.Options, BaseModel):
+        fault = "Options must inherit from noisysam.methods.Options"
+    if fault is None and item.plan is not None:
+        fault = call_fault(item.plan, ("self", "tasks", "logits"), "plan")
+    unknown = [name for name in (*item.requires, *item.provides) if name not in REQUIREMENTS] if fault is None else []
+    return f"{unknown[0]!r} is no requirement (known: {', '.join(REQUIREMENTS)})" if unknown else fault
+
+
+METHODS: Registry[type["Method"]] = Registry("method", _fault)
 
 Tasks = Sequence[Task]
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisysam.models.blocks import Layers
-from noisysam.models.resnet import MODELS, ResNet
+from noisysam.models.resnet import MODELS, ResNet, Scalable
 
 
 class Valid(nn.Module):
@@ -32,7 +32,7 @@ class Valid(nn.Module):
 
 
 @dataclass
-class PlainArchitecture:
+class PlainArchitecture(Scalable):
     """What tells one of these networks from another. ``widths``: channels of each stage's convolutions, or one number
     for a dense layer over a 4 x 4 image; ``valid``: stages whose convolutions have no padding."""
 

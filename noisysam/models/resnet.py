@@ -4,6 +4,7 @@ Every network gives logits from ``forward(x)`` for x of shape (n, C, H, W), and 
 ``features(x)``. Inputs from 8x8x1 to 32x32x3 work. Batch norm in training needs more than one value per channel.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noisysam.core.errors import UserError
-from noisysam.core.registry import Registry
+from noisysam.core.registry import Registry, call_fault
 from noisysam.models.blocks import GROUPS, BasicBlock, LastActivation, Layers, PreActBlock
 
 
@@ -41,8 +42,16 @@ class ResNet(nn.Module):
         yield "head", self.head
 
 
+class Scalable(ABC):
+    """An architecture of this package, whose channels are multiplied by --width: see ``networks.build``."""
+
+    @abstractmethod
+    def __call__(self, classes: int, channels: int, scale: Callable[[int], int], norm: str) -> ResNet:
+        """The network, its channel counts mapped by ``scale``, with torch's default weights."""
+
+
 @dataclass
-class Architecture:
+class Architecture(Scalable):
     """What tells one ResNet from another; ``summary`` becomes the docstring that lists print.
 
     ``widths`` and ``depths`` are channels and blocks of each stage; the first stage keeps the resolution, each later
@@ -88,7 +97,13 @@ class Architecture:
         return ResNet(blocks, inputs, classes)
 
 
-MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+def _fault(item: object) -> str | None:
+    """Why something cannot be a model."""
+    own = isinstance(item, Scalable)
+    return None if own else call_fault(item, ("classes", "channels", "size"), "the function or class")
+
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model", _fault)
 
 
 WIDTH, PARAMETERS = 1000, 10**9  # limits; 10^9 parameters take 4 GB in float32
@@ -139,7 +154,7 @@ def check_size(name: str, classes: int, channels: int, width: float, norm: str) 
 
 
 def scaled(
-    architecture: Callable[[int, int, Callable[[int], int], str], ResNet],
+    architecture: Scalable,
     classes: int,
     channels: int,
     width: float,

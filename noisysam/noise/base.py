@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from noisysam.core.errors import UserError
-from noisysam.core.registry import Registry
+from noisysam.core.registry import Registry, class_fault
 from noisysam.data.datasets import checked_labels
 from noisysam.noise.labels import Labels, NoisyLabels
 
@@ -57,7 +57,7 @@ class Noise:
         return {"type": self.name, **drawn, "revision": self.revision, "classes": request.classes, **facts}
 
 
-NOISE: Registry[type[Noise]] = Registry("noise type")
+NOISE: Registry[type[Noise]] = Registry("noise type", lambda item: class_fault(item, Noise, must=("make",)))
 
 
 def brings_labels(kind: str) -> bool:

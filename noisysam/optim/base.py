@@ -10,12 +10,25 @@ from torch import Tensor, nn
 
 from noisysam.core.errors import OptionError, UserError
 from noisysam.core.objective import Closure, Objective
-from noisysam.core.registry import Registry
+from noisysam.core.registry import Registry, class_fault
 from noisysam.core.settings import BaseRule
 from noisysam.core.task import Average, Rows
 from noisysam.core.validation import explain
 
-OPTIMIZERS: Registry[type["SharpnessAware"]] = Registry("optimizer")
+
+def _fault(item: Any) -> str | None:
+    """Why a class cannot be an optimizer."""
+    fault = class_fault(item, SharpnessAware)
+    if fault is None and not issubclass(item.Options, Options):
+        fault = "Options must inherit from noisysam.optim.Options"
+    if fault is None and not hasattr(item, "copies"):
+        fault = "copies is missing: its memory beyond SGD's, in copies of the weights"
+    options = item.Options.model_fields if fault is None else {}
+    unknown = [name for name in item.null if name not in options] if fault is None else []
+    return f"null names {unknown[0]!r}, which is none of its options" if unknown else fault
+
+
+OPTIMIZERS: Registry[type["SharpnessAware"]] = Registry("optimizer", _fault)
 
 
 LARGEST_OPTION = 1e30  # of a number, so that it fits float32

@@ -24,7 +24,7 @@ from noisysam import methods
 from noisysam.core.environment import environment
 from noisysam.core.errors import UserError
 from noisysam.core.files import file_digest, read_json, write_json
-from noisysam.core.registry import Registry
+from noisysam.core.registry import Registry, class_fault
 from noisysam.core.validation import explain
 from noisysam.data.augmentation import normalise
 from noisysam.data.loader import PLAIN_ROWS, Loader
@@ -40,7 +40,7 @@ from noisysam.training.weights import read_networks
 Part = Literal["clean", "noisy", "test"]
 PARTS: tuple[Part, ...] = ("clean", "noisy", "test")
 
-PROBES: Registry[type["Probe"]] = Registry("probe")
+PROBES: Registry[type["Probe"]] = Registry("probe", lambda item: class_fault(item, Probe, must=("run",)))
 
 
 class Options(BaseModel):

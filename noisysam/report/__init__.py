@@ -12,6 +12,7 @@ from noisysam.core.text import csv_cell
 from noisysam.report import (
     across,
     claims,
+    crossed,
     facts,
     figures,
     glossary,
@@ -72,6 +73,7 @@ def report(store: Path, study: str, target: Path) -> Report:
             *measured.values(),
             rows,
             sections.cost(cells, means),
+            *crossed.sections(cells),
             *across.sections(cells),
             *sections.tuning(cells, means),
             sections.curves(cells, epochs),

@@ -15,7 +15,7 @@ from noisysam.report import statistics
 from noisysam.report.statistics import Estimate
 from noisysam.report.tables import COVERAGE, OWN_RATE, ReportCell, column_name, joined
 from noisysam.runs.measures import MEASURE
-from noisysam.studies.claims import LEVEL, Claim
+from noisysam.studies.claims import CLAIM_KINDS, LEVEL, MANY, Claim
 
 FEWEST = 3  # planned seeds that can decide; two are descriptive, one has no interval
 
@@ -174,7 +174,7 @@ def _verdict(
 
 def _depends(claim: Claim, scope: "Scope", test: "TestResult") -> bool:
     """Whether a claim on every rate is shown at some and its opposite at others, each by Holm over the rates."""
-    paired = claim.kind in ("greater", "not_worse", "equal") and claim.rates == "all" and len(scope.places) > 1
+    paired = claim.kind not in ("grows", *MANY) and claim.rates == "all" and len(scope.places) > 1
     shown = min(statistics.holm([effect.p for effect in test.effects]))
     against = min(statistics.holm([effect.opposite for effect in test.effects]))
     return paired and max(shown, against) <= claim.level
@@ -393,7 +393,7 @@ def _growth(
 def _others(claim: Claim, scope: Scope, planned: Sequence[int]) -> tuple[Effect, ...]:
     """What a claim of two rows does not test: the effect without noise; of a growing gain the gain at each rate, and
     its growth in logits, in which a point counts the more the closer it is to 0 or 100 %."""
-    if claim.kind not in ("greater", "not_worse", "equal", "grows"):
+    if claim.kind in MANY:
         return ()
     runs, places = _runs(scope.cells), scope.places if claim.kind == "grows" else scope.clean
     a, b = scope.rows
@@ -420,13 +420,15 @@ def _effect(
         missing,
         p,
         opposite,
-        _flips(claim, values) if len(values) >= FLIPS and not missing else None,
+        _flips(claim, values) if len(values) >= FLIPS and not missing and claim.kind not in CLAIM_KINDS else None,
     )
     return TestResult(p, opposite, effect, effect, (effect,))
 
 
 def _tests(claim: Claim, values: Sequence[float]) -> tuple[float, float]:
     """p values of what a claim says of one effect, and of the opposite."""
+    if claim.kind in CLAIM_KINDS:
+        return CLAIM_KINDS[claim.kind](values, claim.margin)
     if claim.kind == "equal":
         return statistics.equivalent(values, claim.margin), statistics.different(values, claim.margin)
     if claim.kind == "not_worse":

@@ -7,6 +7,7 @@ from textwrap import shorten
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -265,6 +266,23 @@ def matrices(
     for panel in panels[len(named) :]:
         panel.set_axis_off()
     figure.colorbar(image, ax=panels, label="%", shrink=0.8)
+    return figure
+
+
+def crossed(means: pd.DataFrame) -> Figure:
+    """A heat map of means in percent with their numbers: methods by optimizers, empty where there is none."""
+    width, height = 2.5 + 1.1 * len(means.columns), 1.4 + 0.32 * len(means)
+    figure, (panel,) = panel_grid(1, 1, width=width, height=height)
+    values = means.to_numpy(float)
+    image = panel.imshow(values, cmap="cividis", aspect="auto")
+    panel.grid(False)
+    panel.set_xticks(range(len(means.columns)), [literal(name) for name in means.columns], fontsize="small")
+    panel.set_yticks(range(len(means)), [literal(name) for name in means.index], fontsize="small")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            panel.text(j, i, f"{value:.1f}", ha="center", va="center", color="black" if value > middle else "white")
+    figure.colorbar(image, ax=panel, label="%")
     return figure
 
 

@@ -36,7 +36,7 @@ OPTIONS = {"method_option": "method_options", "opt_option": "optimizer_options"}
 WITHHELD = "withheld"
 SHORT = 40  # characters of the value of an option in a table
 WHOLE = (  # of a cell: what is no single figure
-    "variant", "revisions", "method_options", "optimizer_options", "matrix", "classes", "environment",
+    "variant", "search", "revisions", "method_options", "optimizer_options", "matrix", "classes", "environment",
 )  # fmt: skip
 
 
@@ -45,11 +45,15 @@ def read_cells(store: Path, study: str) -> list[ReportCell]:
     and the settings that differ are added to its name; so is that a cell was trained with an earlier revision of its
     method or optimizer, whose results a table does not take together with today's. A cell whose record cannot be read
     has the status ``damaged`` and no results."""
-    plan = load_study(store, study)["cells"]
+    content = load_study(store, study)
+    plan, searches = content["cells"], content.get("search", {})
     cells = []
     for cell, variant in zip(plan, _variants(plan), strict=True):
         record = _record(store, cell["key"])
         cells.append(flat_cell(cell, joined([variant or None, EARLIER if earlier(record) else None]), record))
+    for cell, planned in zip(cells, plan, strict=True):
+        cell["search"] = searches.get(planned["row"])
+        cell["search_trials"] = cell["search"]["trials"] if cell["search"] else None
     return mark_beside(cells)
 
 
@@ -395,9 +399,19 @@ def row_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
                 "training minutes": _speed(own, "train_seconds", ".1f", 1 / 60),
             }
         )
-        if any(cell.get("collapsed") for cell in finished(cells)):
-            lines[-1]["collapsed runs"] = str(sum(cell.get("collapsed") is True for cell in done))
+        if any(cell.get("collapsed") for cell in done):
+            lines[-1]["collapsed runs"] = str(sum(cell.get("collapsed") is True for cell in own))
+        if any(cell.get("search") for cell in cells):
+            lines[-1]["tuning"] = _tuning(next(cell for cell in cells if cell["row"] == row).get("search"))
     return pd.DataFrame(lines)
+
+
+def _tuning(search: Mapping[str, Any] | None) -> str:
+    """The budget of a row, what was tuned, and the values chosen."""
+    if not search or not search["trials"]:
+        return "0 trials"
+    values = ", ".join(f"{field} {value:g}" for field, value in search["chosen"].items())
+    return f"{search['trials']} trials: {values}"
 
 
 def _speed(cells: Sequence[ReportCell], name: str, form: str, scale: float = 1.0) -> str:

@@ -198,6 +198,18 @@ class PlannedCell(TypedDict):
 
 
 @with_config(EXTENSIBLE)
+class RowSearch(TypedDict):
+    """How a row was tuned: its budget, the ranges of the fields, the values chosen, the runs of the trials."""
+
+    trials: Count
+    seed: Count
+    fields: dict[str, dict[str, Any]]
+    chosen: dict[str, float]
+    accuracy: Share | None
+    runs: list[Key]
+
+
+@with_config(EXTENSIBLE)
 class StudyPlan(TypedDict):
     """A study as a store keeps it: its file's text and its cells."""
 
@@ -207,6 +219,7 @@ class StudyPlan(TypedDict):
     cells: list[PlannedCell]
     published: NotRequired[str | list[str] | None]
     claims: NotRequired[list[dict[str, Any]]]
+    search: NotRequired[dict[str, RowSearch]]
     planned_seeds: NotRequired[list[int]]
     added_seeds: NotRequired[dict[str, str]]
 

@@ -22,11 +22,23 @@ def noise_name(noise_type: str, rate: float) -> str:
     return noise_type if brought in NOISE and NOISE[brought].brings_labels else f"{noise_type} {rate:g}"
 
 
-def run_name(config: RunConfig) -> str:
-    """A short description of a run."""
+def noise_percent(noise_type: str, rate: float) -> str:
+    """'80 %' of symmetric noise, 'pair 40 %' of another type, 'clean', or 'human:worse' of labels that bring their own
+    rate."""
+    brought = noise_type.partition(":")[0]
+    if brought in NOISE and NOISE[brought].brings_labels:
+        return noise_type
+    rate_text = f"{100 * rate:.10g} %"
+    return "clean" if not rate else rate_text if noise_type == "symmetric" else f"{noise_type} {rate_text}"
+
+
+def run_name(config: RunConfig, dataset: str | None = None, model: str | None = None) -> str:
+    """A short description of a run. ``dataset``, ``model``: what takes the place of the configured ones."""
     rate = f" {config.noise:g}" if config.noise else ""
     recipe = config.opt if config.method == "ce" else f"{config.method} {config.opt}"
-    return f"{recipe}, {config.noise_type}{rate}, seed {config.seed}, {config.dataset} {config.model}"
+    return (
+        f"{recipe}, {config.noise_type}{rate}, seed {config.seed}, {dataset or config.dataset} {model or config.model}"
+    )
 
 
 def results(lines: list[dict[str, Any]], stage: int) -> dict[str, Any]:

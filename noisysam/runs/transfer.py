@@ -48,8 +48,11 @@ def export_study(store: Path, name: str, target: Path, weights: bool = False, un
     """Add a study's plan, its finished runs and their label files to the archive ``target``; ``weights``: the trained
     weights too; ``unfinished``: the checkpoints of the other runs too, to go on elsewhere. Returns the number of
     finished runs."""
-    load_study(store, name)  # which checks it
+    plan = load_study(store, name)
     records = {record["key"]: record for _, record in study_records(store, name) if record}
+    for key in (key for row in plan.get("search", {}).values() for key in row["runs"]):  # by which rows were tuned
+        record = RunFolder(store, key).sound_record
+        records |= {key: record} if record else {}
     done = [key for key, record in records.items() if record["status"] == "finished"]
     runs = {key: read_json(store / key / "record.json") for key in done}
     for key in records.keys() - runs.keys() if unfinished else ():
@@ -276,6 +279,7 @@ def _renamed(archive: Archive, name: str | None) -> dict[str, StudyPlan]:
 def _differences(ours: StudyPlan, theirs: StudyPlan) -> list[str]:
     """What differs between two plans that have one name."""
     parts = {"cells": "plan", "published": "published tables", "claims": "claims", "planned_seeds": "planned seeds"}
+    parts["search"] = "search"
     return [text for part, text in parts.items() if _part(ours, part) != _part(theirs, part)]
 
 

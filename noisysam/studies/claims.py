@@ -1,11 +1,12 @@
 """Claims that a study can test."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from noisysam.core.errors import UserError
+from noisysam.core.errors import UnknownName, UserError
+from noisysam.core.registry import Registry, call_fault
 from noisysam.core.validation import explain
 from noisysam.runs import measures
 
@@ -20,6 +21,27 @@ def _known(name: str) -> str:
     names = [measure.name for measure in measures.shown("table")]
     if name not in names:
         raise ValueError(f"should be one of {', '.join(names)}")
+    return name
+
+
+Test = Callable[[Sequence[float], float], tuple[float, float]]
+
+CLAIM_KINDS: Registry[Test] = Registry("claim kind", lambda item: call_fault(item, ("gains", "margin"), "the function"))
+"""Kinds of claims of one's own, about two rows: a function from the paired differences A - B of the seeds at one noise
+rate (percentage points; B - A where lower is better) and the claim's margin to two p values: of what is claimed, and of
+its opposite. A claim holds if it is shown at every rate (``rates: some``: at one)."""
+
+KINDS = ("greater", "not_worse", "equal", "grows", "some_beats", "correlates", "knife_edge")
+MANY = ("some_beats", "correlates", "knife_edge")  # kinds of claims about more than two rows
+
+
+def _kind(name: str) -> str:
+    if name not in KINDS:
+        try:
+            CLAIM_KINDS[name]
+        except UnknownName:
+            known = ", ".join((*KINDS, *CLAIM_KINDS))
+            raise ValueError(f"should be one of {known} (or of a file that --plugin names)") from None
     return name
 
 
@@ -44,13 +66,14 @@ class Claim(BaseModel):
       row inside the list is ahead of every other row, on both sides, by more than m, at every rate. Contradicted: at
       one rate at least, each row inside the list has another less than m behind it, or ahead.
 
-    With ``rates`` some, "at every rate" is "at one rate at least", and "at one rate at least" is "at every rate".
+    Kinds of one's own are registered in ``CLAIM_KINDS``. With ``rates`` some, "at every rate" is "at one rate at
+    least", and "at one rate at least" is "at every rate".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     text: str = Field(min_length=1, description="the sentence that is tested")
-    kind: Literal["greater", "not_worse", "equal", "grows", "some_beats", "correlates", "knife_edge"]
+    kind: Annotated[str, AfterValidator(_kind)]
     rows: tuple[str, ...] = Field(min_length=1, description="rows of the report by name; the last is compared with")
     against: tuple[str, ...] = Field(default=(), description="rows that those of some_beats or correlates face")
     measure: Annotated[tuple[Measure, Measure], BeforeValidator(_both)] = Field(
@@ -67,7 +90,7 @@ class Claim(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         """What the fields say together."""
-        if self.kind in ("greater", "not_worse", "equal", "grows") and len(self.rows) != 2:
+        if self.kind not in MANY and len(self.rows) != 2:
             raise ValueError(f"rows: {self.kind} compares two")
         if self.against and self.kind not in ("some_beats", "correlates"):
             raise ValueError(f"against: {self.kind} has none")

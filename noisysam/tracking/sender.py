@@ -31,10 +31,10 @@ DEFAULT_LIMIT = 30.0
 STOPPING = 2.0  # seconds to wait if the run was interrupted
 
 
-REQUEST = 60  # seconds that one request may take while training goes on, or one record of `noisysam track --sync`
+REQUEST = 60  # seconds that one request may take while training goes on, or one record of `noisysam sync`
 
 
-LATER = "the record is on disk; `noisysam track --sync` sends the rest"
+LATER = "the record is on disk; `noisysam sync` sends the rest"
 
 
 def limit() -> float:
@@ -206,6 +206,12 @@ def open_study(uri: str, study: str) -> str:
     return str(_ask("open_study", uri, study, wait=limit(), warn=to_warnings))
 
 
+def open_rows(uri: str, study: str, parent_run_id: str, names: Iterable[str]) -> dict[str, str]:
+    """``study.open_rows`` in the worker, within the limit."""
+    found: dict[str, str] = _ask("open_rows", uri, study, parent_run_id, list(names), wait=limit(), warn=to_warnings)
+    return found
+
+
 def close_study(uri: str, run_id: str, counts: Mapping[str, int], warn: Warn = to_warnings) -> None:
     """``study.close_study`` in the worker, within the limit."""
     try:
@@ -215,17 +221,25 @@ def close_study(uri: str, run_id: str, counts: Mapping[str, int], warn: Warn = t
 
 
 def sync_study(
-    store: Path, rows: Mapping[str, str], uri: str, study: str, parent_run_id: str, warn: Warn = to_warnings
+    store: Path,
+    rows: Mapping[str, str],
+    uri: str,
+    study: str,
+    parent_run_id: str,
+    warn: Warn = to_warnings,
+    wait: float | None = None,
 ) -> tuple[int, int]:
-    """``study.sync_study`` in the worker, within the limit; ``warn`` gets the number of records that are left."""
+    """``study.sync_study`` in the worker, within ``wait`` seconds (default: the limit); ``warn`` gets the number of
+    records that are left."""
+    wait = limit() if wait is None else wait
     try:
-        done, failed = _ask("sync_study", store, dict(rows), uri, study, parent_run_id, wait=limit(), warn=warn)
+        done, failed = _ask("sync_study", store, dict(rows), uri, study, parent_run_id, wait=wait, warn=warn)
         return done, failed
     except RunFailed as error:
         folders = [RunFolder(store, key) for key in rows if (store / key / "record.json").exists()]
-        left = sum(not is_complete(folder, uri, study, parent_run_id) for folder in folders)
+        left = sum(not is_complete(folder, uri, study) for folder in folders)
         if left:
-            warn(f"{left} of {len(folders)} records are not in MLflow ({error}): `noisysam track --sync` sends them")
+            warn(f"{left} of {len(folders)} records are not in MLflow ({error}): `noisysam sync` sends them")
         return 0, left
 
 

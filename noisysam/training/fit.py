@@ -19,6 +19,7 @@ from noisysam.runs.record import RunFolder
 from noisysam.runs.schema import RunRecord
 from noisysam.training import checkpoint, devices
 from noisysam.training.distributed import ProcessGroup
+from noisysam.training.progress import NotebookProgress, in_notebook
 from noisysam.training.result import Result
 from noisysam.training.run import Run, SupportsSync
 from noisysam.training.trainer import Factory, ProgressCallback
@@ -37,11 +38,13 @@ def fit(
     """Train one configuration to its end and return its result.
 
     A finished run is returned as stored; an interrupted one resumes where it stopped, to the same bits. ``dataset``
-    and ``network`` (seed -> module) take the place of the configured ones. Of several ``processes`` (which have met)
-    each calls this; the first alone writes, tracks and reports progress. Raises ``RunFailed`` where the training
-    diverges; its record stays.
+    and ``network`` (seed -> module) take the place of the configured ones. In a notebook a bar shows the epochs, unless
+    ``progress`` is given. Of several ``processes`` (which have met) each calls this; the first alone writes, tracks and
+    reports progress. Raises ``RunFailed`` where the training diverges; its record stays.
     """
     processes = processes or ProcessGroup()
+    if progress is None and in_notebook():
+        progress = NotebookProgress()
     if not processes.first:
         tracker = progress = None
     with ExitStack() as held:

@@ -46,6 +46,40 @@ def percent(share: float | None) -> str:
     return "-" if share is None or share != share else f"{100 * share:.2f}"
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = sys.modules.get("IPython")
+    found = shell.get_ipython() if shell is not None else None
+    return type(found).__name__ == "ZMQInteractiveShell"
+
+
+class NotebookProgress:
+    """A bar for each stage below a notebook's cell: tqdm's where it is installed, else a line for each epoch. A
+    ``train.ProgressCallback``."""
+
+    def __init__(self) -> None:
+        self.bars: dict[int, Any] = {}
+
+    def step(self, stage: int, epoch: int, number: int, of: int) -> None:
+        """Nothing: a bar counts epochs."""
+
+    def epoch(self, stage: int, number: int, of: int, line: dict[str, Any]) -> None:
+        accuracy = line.get("test_accuracy")
+        figures = "" if accuracy is None else f"test {percent(accuracy)} %"
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            print(f"stage {stage + 1} epoch {number + 1}/{of} {figures}")
+            return
+        if stage not in self.bars:
+            self.bars[stage] = tqdm(total=of, initial=number, desc=f"stage {stage + 1}", unit="epoch")
+        bar = self.bars[stage]
+        bar.update()
+        bar.set_postfix_str(figures)
+        if number + 1 == of:
+            bar.close()
+
+
 class Display:
     """Shows one run. A ``train.ProgressCallback``."""
 

@@ -220,11 +220,13 @@ class Run:
     def _new_record(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
         c, trainer = self.config, self.trainer
         problem, recipe = trainer.problem, trainer.recipe
+        network = trainer.network(0)
+        model = c.model if self.configured else type(network).__name__
         return {
             "schema": RECORD_SCHEMA,
             "key": self.folder.key,
             "status": "running",
-            "name": run_name(c),
+            "name": run_name(c, problem.dataset.name, model),
             "config": {  # where files lie is no part of a run
                 **c.model_dump(mode="json", exclude={"data_dir"}),
                 "plugin": c.plugin and c.plugin.name,
@@ -243,7 +245,7 @@ class Run:
                 "test": len(problem.dataset.test_labels),
                 "classes": list(problem.dataset.class_names),
             },
-            "model": {"name": c.model, "parameters": sum(p.numel() for p in trainer.network(0).parameters())},
+            "model": {"name": model, "parameters": sum(p.numel() for p in network.parameters())},
             "environment": environment(),
             "started": earlier.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
             "ended": None,

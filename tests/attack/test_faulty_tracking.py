@@ -87,7 +87,7 @@ def test_a_faulty_server_changes_nothing(
     assert sum(ends) < 2 + 3, "the limit, and the end of a process on a busy machine"
     if way != "slow":
         (line,) = warned
-        assert "track --sync" in line
+        assert "noisysam sync" in line
         assert "\n" not in line
 
 
