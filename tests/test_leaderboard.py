@@ -135,7 +135,7 @@ def test_records_of_earlier_versions_are_the_same_recipes() -> None:
 
 
 def test_a_seed_counts_once() -> None:
-    """Of two runs of one recipe, noise and seed (evaluated more or less often, another state of a plug-in) the latest."""
+    """Of two runs of one recipe, noise and seed (other evaluations, another state of a plug-in) the latest."""
     runs = [made(last=0.4, ended="2026-11-23T00:00:00+00:00"), made(last=0.3, config={"eval_every": 5}), made(seed=1)]
     (board,) = problems(runs)
     (line,) = board.lines
