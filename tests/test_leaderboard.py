@@ -239,11 +239,12 @@ def test_tuning_is_read_from_the_study(tmp_path: Path) -> None:
     run = made()
     RunFolder(tmp_path, run.record["key"]).write(run.record)
     cell = {"row": "SGD", "noise": 0.4, "seed": 0, "key": run.record["key"], "config": run.record["config"]}
-    plan = {"schema": 1, "name": "s", "file": "", "cells": [cell], "search": {"field": "lr", "trials": 10}}
+    search = {"trials": 8, "seed": 1000, "fields": {}, "chosen": {"lr": 0.05}, "accuracy": 0.5, "runs": []}
+    plan = {"schema": 1, "name": "s", "file": "", "cells": [cell], "search": {"SGD": search}}
     write_json(study_path(tmp_path, "s"), plan)
     (board,) = problems(leaderboard.read_runs(tmp_path, lambda key, studies: f"{studies[0]}/{key}"))
     (line,) = board.lines
-    assert line.tuning == "field lr, trials 10"
+    assert line.tuning == "8 trials: lr 0.05"
     assert line.runs[0][2] == f"s/{run.record['key']}"
     (alone,) = problems([made()])
     assert alone.lines[0].tuning == "none recorded"

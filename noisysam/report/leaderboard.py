@@ -23,7 +23,7 @@ from markupsafe import Markup
 from noisysam import methods, optim
 from noisysam.core.errors import UserError
 from noisysam.core.text import printable
-from noisysam.report.tables import EARLIER, column_name, earlier, joined, told_options
+from noisysam.report.tables import EARLIER, column_name, earlier, joined, told_options, tuning_text
 from noisysam.runs.config import RunConfig
 from noisysam.runs.record import RunFolder, load_study, study_names
 from noisysam.runs.schema import RunRecord, StudyPlan
@@ -109,7 +109,7 @@ def read_runs(store: Path, link: Link, studies: Sequence[str] | None = None) -> 
     for name in study_names(store) if studies is None else studies:
         plan = load_study(store, name)
         for cell in plan["cells"]:
-            places.setdefault(cell["key"], []).append((name, cell["row"], _tuning(plan)))
+            places.setdefault(cell["key"], []).append((name, cell["row"], _tuning(plan, cell["row"])))
     keys = places if studies is not None else sorted(path.parent.name for path in store.glob("*/record.json"))
     found = []
     for key in keys:
@@ -120,12 +120,9 @@ def read_runs(store: Path, link: Link, studies: Sequence[str] | None = None) -> 
     return found
 
 
-def _tuning(plan: StudyPlan) -> str:
-    """What a study says of the tuning of its rows."""
-    search: Any = plan.get("search")
-    if isinstance(search, Mapping):
-        return ", ".join(f"{name} {value}" for name, value in search.items())
-    return str(search) if search else ""
+def _tuning(plan: StudyPlan, row: str) -> str:
+    """What a study says of the tuning of a row: nothing where it was not searched for by it."""
+    return tuning_text(plan["search"].get(row)) if plan.get("search") else ""
 
 
 def problems(runs: Iterable[Run]) -> list[Problem]:
