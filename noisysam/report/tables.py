@@ -398,11 +398,11 @@ def row_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
         if any(cell.get("collapsed") for cell in done):
             lines[-1]["collapsed runs"] = str(sum(cell.get("collapsed") is True for cell in own))
         if any(cell.get("search") for cell in cells):
-            lines[-1]["tuning"] = _tuning(next(cell for cell in cells if cell["row"] == row).get("search"))
+            lines[-1]["tuning"] = tuning_text(next(cell for cell in cells if cell["row"] == row).get("search"))
     return pd.DataFrame(lines)
 
 
-def _tuning(search: Mapping[str, Any] | None) -> str:
+def tuning_text(search: Mapping[str, Any] | None) -> str:
     """The budget of a row, what was tuned, and the values chosen."""
     if not search or not search["trials"]:
         return "0 trials"
