@@ -31,7 +31,8 @@ HEADINGS = {
     "State": "State",
     "Checked": "How it is checked",
 }
-PUBLISHED_FOR = (  # the noise for which the authors' options are listed
+Problem = tuple[str, str, float]  # data set, noise type, noise rate
+PUBLISHED_FOR: tuple[Problem, ...] = (  # for which the authors' recipes are listed
     *itertools.product(("cifar10", "cifar100"), ("symmetric",), (0.2, 0.4, 0.5, 0.6, 0.8, 0.9)),
     *itertools.product(("cifar10", "cifar100"), ("asymmetric",), (0.4,)),
 )
@@ -123,16 +124,44 @@ def remarks(item: object) -> list[str]:
 
 
 def published(method: Any) -> list[str]:
-    """The options that the authors chose by noise, as a table; nothing where there are none."""
-    rows = []
-    for dataset, noise_type, noise in PUBLISHED_FOR:
-        options = method.published(dataset, noise_type, noise)
-        if options:
-            rows.append((dataset, noise_type, f"{100 * noise:g} %", f"`{catalogue.settings(options)}`"))
+    """How the authors trained, by data set and noise type, and their options by noise."""
+    recipes = {problem: catalogue.recipe(method.name, *problem) for problem in PUBLISHED_FOR}
+    parts = ["## Published recipe"]
+    if method.published_recipe("cifar10", "symmetric", 0.4) is None:
+        parts.append("Not published: there is no training script of the authors for these data.")
+    else:
+        parts += settings_table(recipes)
+    return [*parts, *options_table(recipes)]
+
+
+def settings_table(recipes: Mapping[Problem, dict[str, Any] | None]) -> list[str]:
+    """The settings of a recipe, one row for those that are alike; what is not as published; the source."""
+    rows: dict[str, list[str]] = {}
+    differs, sources = {}, []
+    for (dataset, noise_type, _), recipe in recipes.items():
+        assert recipe is not None
+        rows.setdefault(catalogue.settings(recipe["settings"]), []).append(f"{dataset}, {noise_type}")
+        differs |= {f"{name}: {text}": None for name, text in recipe["differs"].items()}
+        sources.append(recipe["source"])
+    text = "`--preset published`, at the length of the authors; `--epochs` scales it (see [](../configuration.md))."
+    places = [("any" if len(rows) == 1 else "; ".join(dict.fromkeys(found)), f"`{s}`") for s, found in rows.items()]
+    parts = [text, table(("problem", "settings"), places)]
+    if differs:
+        parts += ["Not as published:", "\n".join(f"- {sentence(line)}" for line in differs)]
+    return [*parts, f"Read in {', '.join(with_links(source) for source in dict.fromkeys(sources))}."]
+
+
+def options_table(recipes: Mapping[Problem, dict[str, Any] | None]) -> list[str]:
+    """The options that the authors chose by noise; nothing where there are none."""
+    rows = [
+        (dataset, noise_type, f"{100 * noise:g} %", f"`{catalogue.settings(recipe['options'])}`")
+        for (dataset, noise_type, noise), recipe in recipes.items()
+        if recipe is not None and recipe["options"]
+    ]
     if not rows:
         return []
-    text = "Options that the authors chose for each noise, where they differ from the defaults (an oracle's choice):"
-    return ["## Published options", f"`--preset published`. {text}", table(("data", "noise", "rate", "options"), rows)]
+    text = "Options that go with it, where they differ from the defaults (an oracle's choice):"
+    return [text, table(("data", "noise", "rate", "options"), rows)]
 
 
 def usage(kind: str, item: Any, entry: Mapping[str, Any]) -> str:

@@ -50,6 +50,7 @@ OWN_OPTIONS: dict[str, dict[str, Any]] = {
     "jo-src": {"warmup": 1},
     "augdesc": {"warmup": 1, "ramp": 1, "strong": "standard"},
     "longremix": {"warmup": 1, "ramp": 1, "confident": 1},
+    "pgdf": {"warmup": 1, "ramp": 1, "strong": "standard", "rate": 0.3, "enhance": 0.0, "denoise": 0.0, "divide": 0.0},
     "unicon": {"warmup": 1, "ramp": 1, "strong": "standard"},
     "f-divergence": {"first": 0.5},
     "t-revision": {"estimate": 0.5},
@@ -58,6 +59,7 @@ OWN_OPTIONS: dict[str, dict[str, Any]] = {
     "cores2-consistency": {"length": 1.0, "stop": 0.5, "strong": "standard"},
     "pes-semi": {"first": 0.5, "second": 1},
     "disc": {"start": 1, "strong": "standard"},
+    "promix": {"warmup": 0.5, "ramp": 0.5, "strong": "standard"},
 }
 OF_TRAINING = (  # what they decide depends on the steps taken before
     "o2u", "incv", "forward", "backward", "pes", "t-revision", "cal", "cores2-consistency", "pes-semi",
@@ -66,14 +68,24 @@ EPOCHS = {  # over stages of several lengths
     "pes": 4, "o2u": 6, "f-divergence": 2, "t-revision": 5, "cal": 3, "cores2-consistency": 3, "pes-semi": 3,
     "pencil": 2,
 }  # fmt: skip
-DIVIDE = {"dividemix": 4, "augdesc": 4, "longremix": 4, "unicon": 6}  # images that a labelled row leads to
+DIVIDE = {"dividemix": 4, "augdesc": 4, "longremix": 4, "pgdf": 4, "unicon": 6}  # images that a labelled row leads to
 VIEWS: dict[str, Callable[[dict[str, Any]], int]] = {  # of a row, where they change within a run
     "f-divergence": lambda line: 1 + line["stage"],
     "cores2-consistency": lambda line: 1 + 2 * line["stage"],
     "disc": lambda line: 2 + 2 * (line["epoch"] == 1),
+    "promix": lambda line: 1 + 5 * (line["epoch"] == 1),
     "unicon": lambda line: 1,  # in the warm-up
 }
-CHOOSE = {("incv", 0), ("incv", 1), ("incv", 2), ("pes", 3), ("cores2-consistency", 1), ("pes-semi", 2)}  # stages
+CHOOSE = {
+    ("incv", 0),
+    ("incv", 1),
+    ("incv", 2),
+    ("pes", 3),
+    ("cores2-consistency", 1),
+    ("pes-semi", 2),
+    ("pgdf", 0),
+    ("pgdf", 1),
+}  # stages
 RECIPES = [*METHODS, "bootstrap,mixup", "co-teaching,mixup"]
 AT_ONCE: dict[str, dict[str, Any]] = {  # so that two epochs of three steps show what a member does
     "looksam": {"interval": 3},
@@ -226,7 +238,8 @@ def passes(method: str, rule: str, line: dict[str, Any]) -> tuple[float, float]:
     if method in DIVIDE and line["epoch"] == 1:
         # for each labelled row of a batch it looks at four rows itself, at two with the other network
         rows, images = line["steps"] * ROWS, DIVIDE[method]
-        return SAMPLES * 2 + rows * (6 + images * forwards), rows * images * backwards
+        looks = SAMPLES * 2 + rows * 6
+        return looks + rows * images * (forwards + (plans and not saved)), rows * images * backwards
     rows = line["steps"] * ROWS * VIEWS.get(method, lambda line: compose(method).views)(line)
     aside = ASIDE.get(method, lambda line: 0)(line)
     return round(rows * (forwards + (plans and not saved)) + aside, 9), round(rows * backwards, 9)
@@ -239,6 +252,7 @@ ASIDE: dict[str, Callable[[dict[str, Any]], int]] = {
     "m-dyr-h": lambda line: (SAMPLES + STEPS * ROWS) * (line["epoch"] == 1),
     "o2u": lambda line: SAMPLES * ((line["stage"], line["epoch"]) == (2, 1)),
     "ssr": lambda line: 2 * SAMPLES,
+    "promix": lambda line: (2 * SAMPLES + 2 * STEPS * ROWS) * (line["epoch"] == 1),
     "jo-src": lambda line: 2 * STEPS * ROWS * (line["epoch"] == 1),
 }
 

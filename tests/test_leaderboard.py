@@ -54,9 +54,8 @@ def test_means_over_seeds_by_recipe_and_noise() -> None:
         assert field is not None
         assert field.mean == pytest.approx(three.mean())
         assert field.text == f"{100 * three.mean():.2f} ± {100 * three.std(ddof=1):.2f} (n=3)"
-    assert [line.name for line in board.lines] == sorted(
-        lines, key=lambda o: -sum(values[o, n].mean() for n in (0.4, 0.8))
-    )
+    best = sorted(lines, key=lambda opt: -sum(values[opt, noise].mean() for noise in (0.4, 0.8)))
+    assert [line.name for line in board.lines] == best
     assert (lines["sam"].evaluations, lines["sgd"].evaluations) == (4, 2)
     assert lines["sam"].seeds == "0, 1, 2"
     assert len(lines["sam"].runs) == 6
@@ -112,15 +111,52 @@ def test_recipes_options_and_knowledge() -> None:
     assert board.columns == ("symmetric 40 %", "symmetric 40 %, other labels (ffffffff)", "symmetric 80 %")
     found = {(line.name, line.options, line.oracle) for line in board.lines}
     assert found == {
-        ("sgd", "lr=0.1", "blind"),
+        ("sgd", "", "blind"),
         ("sgd", "lr=0.01", "blind"),
-        ("sam", "rho=paper, m=32, lr=0.1", "rho per rate"),
-        ("sam", "rho=0.1, m=32, lr=0.1", "blind"),
-        ("gce, sgd", "q=0.7, lr=0.1", "blind"),
-        ("pes, sgd (earlier revision)", "lr=0.1", "blind"),
+        ("sam", "rho=paper, m=32", "rho per rate"),
+        ("sam", "rho=0.1, m=32", "blind"),
+        ("gce, sgd", "q=0.7", "blind"),
+        ("pes, sgd (earlier revision)", "", "blind"),
     }
+    assert board.facts.endswith(" Where the options do not say otherwise: lr=0.1.")
     (gce,) = [line for line in board.lines if line.name == "gce, sgd"]
     assert [field is None for field in gce.fields] == [False, False, True]
+
+
+def test_records_of_earlier_versions_are_the_same_recipes() -> None:
+    """Fields and options that came later are at their defaults."""
+    old = made("gce", "sam", method_options={}, optimizer_options={"rho": 0.1, "m": 32})
+    new = made("gce", "sam", seed=1, method_options={"q": 0.7}, config={"sync_perturbation": False, "plugin": None},
+               optimizer_options={"rho": 0.1, "m": 32, "ascent_steps": 1, "interval": 1})  # fmt: skip
+    (board,) = problems([old, new])
+    assert [(line.name, line.options, len(line.runs)) for line in board.lines] == [
+        ("gce, sam", "q=0.7, rho=0.1, m=32", 2)
+    ]
+
+
+def test_a_seed_counts_once() -> None:
+    """Of two runs of one recipe, noise and seed (other evaluations, another state of a plug-in) the latest."""
+    runs = [made(last=0.4, ended="2026-11-23T00:00:00+00:00"), made(last=0.3, config={"eval_every": 5}), made(seed=1)]
+    (board,) = problems(runs)
+    (line,) = board.lines
+    assert line.fields[0] is not None
+    assert line.fields[0].values == (0.4, 0.5)
+    assert len(line.runs) == 3
+
+
+def test_the_best_recipes_come_first_whatever_they_lack() -> None:
+    """By the distance from the mean of each column that a recipe has."""
+    runs = [made(noise=0.4, last=0.5), made(noise=0.8, last=0.2), made("gce", noise=0.8, last=0.3),
+            made("elr", noise=0.4, last=0.4), made("elr", noise=0.8, last=0.1)]  # fmt: skip
+    (board,) = problems(runs)
+    assert [line.name for line in board.lines] == ["gce, sgd", "sgd", "elr, sgd"]
+
+
+def test_a_setting_does_not_hide_an_option_of_its_name() -> None:
+    run = made("label-smoothing", method_options={"warmup": 15}, config={"warmup": 2.0})
+    others = [made(seed=seed, config={"warmup": 0.0}) for seed in range(3)]
+    (board,) = problems([run, *others])
+    assert {line.options for line in board.lines} == {"warmup=15, --warmup=2", ""}
 
 
 def test_the_page_is_one_harmless_file() -> None:
@@ -203,11 +239,12 @@ def test_tuning_is_read_from_the_study(tmp_path: Path) -> None:
     run = made()
     RunFolder(tmp_path, run.record["key"]).write(run.record)
     cell = {"row": "SGD", "noise": 0.4, "seed": 0, "key": run.record["key"], "config": run.record["config"]}
-    plan = {"schema": 1, "name": "s", "file": "", "cells": [cell], "search": {"field": "lr", "trials": 10}}
+    search = {"trials": 8, "seed": 1000, "fields": {}, "chosen": {"lr": 0.05}, "accuracy": 0.5, "runs": []}
+    plan = {"schema": 1, "name": "s", "file": "", "cells": [cell], "search": {"SGD": search}}
     write_json(study_path(tmp_path, "s"), plan)
     (board,) = problems(leaderboard.read_runs(tmp_path, lambda key, studies: f"{studies[0]}/{key}"))
     (line,) = board.lines
-    assert line.tuning == "field lr, trials 10"
+    assert line.tuning == "8 trials: lr 0.05"
     assert line.runs[0][2] == f"s/{run.record['key']}"
     (alone,) = problems([made()])
     assert alone.lines[0].tuning == "none recorded"

@@ -88,6 +88,18 @@ SPOT: dict[str, dict[tuple[str, str, str, float], float]] = {
         ("DivideMix", "best", EXCL, 0.8): 81.95,
         ("Negative label smoothing", "last", ASYM, 0.4): 47.22,
         ("SOP", "last", EXCL, 0.8): 89.78,
+        ("AdaCorr", "best", EXCL, 0.6): 80.97,
+        ("AdaCorr", "last", IDN, 0.8): 30.48,
+        ("Peer loss", "best", ASYM, 0.2): 91.47,
+        ("PGDF", "best", IDN, 0.6): 76.84,
+    },
+    "badlabels-cifar100": {
+        ("Cross-entropy", "last", EXCL, 0.8): 9.27,
+        ("Co-teaching", "best", IDN, 0.4): 57.55,
+        ("T-Revision", "best", EXCL, 0.8): 4.03,
+        ("RoG", "last", EXCL, 0.2): 66.68,
+        ("DivideMix", "best", EXCL, 0.6): 72.25,
+        ("AdaCorr", "last", IDN, 0.8): 41.95,
     },
     "cifar10n": {
         ("Cross-entropy", "best", "human:worse", 0.4021): 77.69,
@@ -97,6 +109,14 @@ SPOT: dict[str, dict[tuple[str, str, str, float], float]] = {
         ("PES-semi", "best", "human:random3", 0.1764): 95.22,
         ("ProMix", "unstated", "human:worse", 0.4021): 96.34,
     },
+    "cifar100n": {
+        ("Cross-entropy", "best", "human:noisy", 0.402): 55.50,
+        ("ELR+", "best", "human:noisy", 0.402): 66.72,
+        ("DivideMix", "best", "human:noisy", 0.402): 71.13,
+        ("CORES*", "best", "human:noisy", 0.402): 55.72,
+        ("CAL", "best", "human:noisy", 0.402): 61.73,
+        ("ProMix", "unstated", "human:noisy", 0.402): 73.79,
+    },
     "cifar10n-rerun": {
         ("Cross-entropy", "best", "human:worse", 0.4021): 83.91,
         ("Co-teaching", "best", "human:worse", 0.4021): 80.92,
@@ -104,6 +124,15 @@ SPOT: dict[str, dict[tuple[str, str, str, float], float]] = {
         ("SOP", "best", "human:aggre", 0.0903): 91.69,
         ("SOP+", "best", "human:worse", 0.4021): 92.89,
         ("VolMinNet", "best", "human:aggre", 0.0903): 90.47,
+        ("Co-teaching", "best", "human:random2", 0.1812): 90.51,
+        ("ELR+", "best", "human:random3", 0.1764): 94.93,
+    },
+    "cifar100n-rerun": {
+        ("Cross-entropy", "best", "human:noisy", 0.402): 61.19,
+        ("Co-teaching", "best", "human:noisy", 0.402): 54.48,
+        ("DivideMix", "best", "human:noisy", 0.402): 70.91,
+        ("SOP", "best", "human:noisy", 0.402): 56.17,
+        ("SOP+", "best", "human:noisy", 0.402): 63.88,
     },
 }
 # How many numbers each table has, counted in the source.
@@ -115,15 +144,20 @@ SIZES = {
     "dividemix-elr-cifar100": 18 * 4 + 3,
     "elr-table1": 7 * 8,
     "elr-table1-cifar100": 5 * 4,
-    "badlabels": 19 * 6,
+    "badlabels": 23 * 10,  # 12 rows, best and last, but for the best of RoG
+    "badlabels-cifar100": 23 * 8,
     "cifar10n": 14 * 5,
-    "cifar10n-rerun": 11 * 3,
+    "cifar100n": 14,
+    "cifar10n-rerun": 11 * 5,
+    "cifar100n-rerun": 11,
 }
 SPREADS = {  # (row, noise, rate) -> sd and n of the source
     "asam-table6": {("ASAM", "unstated", 0.8): (1.34, 3), ("SGD", "unstated", 0.4): (math.nan, 3)},
     "elr-table1": {("ELR", SYM, 0.2): (0.08, 5), ("Cross-entropy", ASYM, 0.4): (1.44, 5)},
     "cifar10n": {("ELR+", "human:worse", 0.4021): (1.60, math.nan)},
     "cifar10n-rerun": {("CAL", "human:worse", 0.4021): (0.23, 3)},
+    "cifar100n": {("Forward", "human:noisy", 0.402): (1.03, math.nan)},
+    "cifar100n-rerun": {("SOP", "human:noisy", 0.402): (1.02, 3)},
 }
 
 
@@ -236,7 +270,8 @@ def test_the_shapes_of_the_printed_tables() -> None:
     assert list(layout("sam-table4").columns) == ["row", "backbone", "noise", "20 %", "40 %", "60 %", "80 %"]
     assert list(layout("asam-table6").columns) == ["row", "0 %", "20 %", "40 %", "60 %", "80 %"]
     grid = layout("badlabels")
-    assert list(grid.columns)[1:] == [*(f"{EXCL} {r} %" for r in (20, 40, 60, 80)), f"{ASYM} 40 %", f"{IDN} 40 %"]
+    rates = {EXCL: (20, 40, 60, 80), ASYM: (20, 40), IDN: (20, 40, 60, 80)}
+    assert list(grid.columns)[1:] == [f"{kind} {rate} %" for kind, own in rates.items() for rate in own]
     assert list(grid["row"][grid["row"].str.startswith("RoG")]) == ["RoG (last)"]
     mixed = list(layout("dividemix-elr")["row"])
     assert next(row for row in mixed if row.startswith("ELR+")).startswith("ELR+ (selected)")

@@ -50,7 +50,9 @@ from noisysam.methods import (  # noqa: F401  (they register)
     pencil,
     pes,
     pes_semi,
+    pgdf,
     plc,
+    promix,
     reed,
     rog,
     sce,
@@ -96,9 +98,14 @@ def compose(name: str) -> type[Method]:
             raise UserError(f"methods {part.name} and {other.name} do not combine: rows of {other.name} have no index")
     own = tuple(part.Options for part in parts if part.Options is not Options)
     fields = create_model("Options", __base__=own or (Options,))
+
+    def published(cls: type[Method], dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
+        return {k: v for part in parts for k, v in part.published(dataset, noise_type, noise).items()}
+
     body: dict[str, Any] = {
         "Options": fields,
         "name": name,
+        "published": classmethod(published),
         "smooths": all(part.smooths for part in parts),
         "requires": tuple(dict.fromkeys(need for part in parts for need in part.requires)),
         "provides": tuple(what for what in Method.provides if all(what in part.provides for part in parts)),
@@ -115,7 +122,7 @@ def definer(part: type[Method], hook: str) -> type[Any]:
 
 HOOKS = (  # of which one part alone may have its own
     "stages", "on_stage", "auxiliary_optimizer", "on_epoch", "subset", "on_evaluation", "batches", "tasks", "plan",
-    "loss", "transform_gradient", "outputs", "networks", "published",
+    "loss", "transform_gradient", "outputs", "networks",
 )  # fmt: skip
 
 

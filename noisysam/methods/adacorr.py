@@ -11,7 +11,7 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet
 from noisysam.methods.history import History
-from noisysam.methods.recipe import PublishedRecipe
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 RETRO, REST = 0.9, 1e-4  # weight of the class that a sample had, and of every other, in the retroactive loss
 
@@ -22,7 +22,7 @@ class AdaCorrOptions(Options):
     interval: float = Field(
         0.222, ge=0, description="share of --epochs after which the retroactive loss takes new labels (40 of 180)"
     )
-    window: int = Field(10, ge=1, description="epochs whose predictions are averaged (10)")
+    window: Epochs = Field(10, ge=1, description="epochs whose predictions are averaged (10)")
     delta: float = Field(1.2, ge=1, description="likelihood ratio above which a label is replaced, at first (1.2)")
     growth: float = Field(3.6, ge=0, description="by how much that ratio grows in --epochs (0.02 an epoch of 180)")
 

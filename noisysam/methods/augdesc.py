@@ -1,8 +1,8 @@
 """AugDesc: augmented descent."""
 
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from noisysam.data.loader import Batch, Epoch
@@ -28,7 +28,7 @@ class AugDesc(DivideMix):
     Checked: equal to the authors' targets, mixed images and loss to 1e-5 (tests/parity); the views that each part sees.
     """
 
-    Options = AugDescOptions
+    Options: ClassVar[type[BaseModel]] = AugDescOptions
 
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:

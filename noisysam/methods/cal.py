@@ -10,6 +10,7 @@ from torch import Tensor
 from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, Stage, StageContext, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 
 EPS = 1e-5  # added to probabilities before the logarithm, but 1e-8 in the cross-entropy
 
@@ -55,6 +56,22 @@ class CAL(Method):
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, float]:
         return {"sieve_alpha": 1.0, "scale": 10.0} if dataset == "cifar100" else {}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        turned = {"augment": "turned by up to 15 degrees too"} if dataset == "cifar100" else {}
+        return PublishedRecipe(
+            source="UCSC-REAL/CAL@bdb376b run_exptPRLD_C10_CAL.py, run_exptPRLD_C100_CAL.py",
+            model="resnet34",
+            augment="standard",
+            batch=128,
+            epochs=100,
+            lr=0.1,
+            weight_decay=5e-4,
+            schedule="milestones",
+            milestones=[60],
+            differs=turned,
+        )
 
     def stages(self, context: StageContext) -> Iterator[Stage]:
         self.calibrates = False

@@ -61,6 +61,7 @@ class CoTeaching(Method):
     def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
         return PublishedRecipe(
             source="bhanML/Co-teaching@7c7fbe2 main.py",
+            model="cnn9",
             augment="none",
             batch=128,
             epochs=200,
@@ -70,7 +71,7 @@ class CoTeaching(Method):
             schedule="linear",
             decay_from=100 if dataset == "cifar100" else 80,
             final_momentum=0.1,
-            differs={"model": "a CNN of nine layers with dropout, which is not in this package", **UNSCALED},
+            differs=UNSCALED,
         )
 
     def keep(self, rows: int, epoch: int) -> int:

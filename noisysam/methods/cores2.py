@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, PredictTrainingSet, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 
 EPS = 1e-8  # the authors add it to probabilities before the logarithm
 
@@ -41,6 +42,21 @@ class CORES2(Method):
     smooths = False
     prior: Tensor
     left_out: Tensor
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="UCSC-REAL/cores@cf0945e phase1.py",
+            model="resnet34",
+            augment="standard",
+            batch=64,
+            epochs=100,
+            lr=0.1,
+            momentum=0.0,
+            weight_decay=0.0,
+            schedule="milestones",
+            milestones=[50],
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.counts = one_hot(labels, self.info.classes).sum(0)

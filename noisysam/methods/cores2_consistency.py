@@ -12,11 +12,13 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Options, Stage, StageContext
 from noisysam.methods.cores2 import CORES2, CORES2Options, every_loss
+from noisysam.methods.recipe import PublishedRecipe
 from noisysam.methods.semi import StrongView, consistency
 
 
 class CORES2ConsistencyOptions(CORES2Options, StrongView):
     length: float = Field(0.0625, gt=0, description="length of the sieve's training, in --epochs (100 of 1,600)")
+    sieve_lr: float = Field(0.1, gt=0, description="learning rate of the sieve's training, by plain SGD (0.1)")
     stop: float = Field(0.41, gt=0, le=1, description="share of it after which its sieve is read (41 of 100)")
     consistency: float = Field(0.9, ge=0, description="weight of the consistency on what was left out (0.9)")
 
@@ -41,11 +43,30 @@ class CORES2Consistency(CORES2):
     divided = False  # whether the sieve has been read
     passed: Tensor
 
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="UCSC-REAL/cores@cf0945e phase2/phase2.py, phase2/confs/resnet34_ins_0.6.yaml",
+            model="resnet34",
+            augment="standard",
+            batch=320,
+            epochs=1600,
+            lr=0.3,
+            nesterov=True,
+            weight_decay=5e-4,
+            clip=5.0,
+            schedule="cosine",
+            warmup=120,
+            differs={"batch": "of 64 for the sieve"},
+        )
+
     def stages(self, context: StageContext) -> Iterator[Stage]:
         o, whole = self.options, self.info.epochs
         self.span = max(1, round(o.length * whole))  # epochs of the sieve's training, were it to go on
         self.divided = False
-        yield Stage(settings={"epochs": max(1, round(o.stop * self.span))})
+        plain = {"base_opt": "sgd", "lr": o.sieve_lr, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+        settings = {**plain, "schedule": "constant", "warmup": 0.0, "epochs": max(1, round(o.stop * self.span))}
+        yield Stage(settings=settings)
         self.judged, self.divided = context.predict("last"), True
         yield Stage()
 

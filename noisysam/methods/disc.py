@@ -12,11 +12,12 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, one_hot
 from noisysam.methods.mixup import mix
-from noisysam.methods.semi import Policy
+from noisysam.methods.recipe import Epochs, PublishedRecipe
+from noisysam.methods.semi import Policy, partners
 
 
 class DISCOptions(Options):
-    start: int = Field(20, ge=1, description="epochs of cross-entropy first (20; instance noise: 15)")
+    start: Epochs = Field(20, ge=1, description="epochs of cross-entropy first (20; instance noise: 15)")
     momentum: float = Field(
         0.99, ge=0, lt=1, description="of the thresholds (0.99; asymmetric noise, or from 60 % on: 0.95)"
     )
@@ -61,6 +62,22 @@ class DISC(Method):
         if noise_type.startswith("asymmetric") or noise >= 0.6:
             chosen["momentum"] = 0.95
         return {**chosen, "hard": 0.2} if noise >= 0.6 else chosen
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        optimizer: dict[str, Any] = {"lr": 0.1, "momentum": 0.0, "weight_decay": 1e-3, "schedule": "milestones"}
+        optimizer["milestones"] = [80, 160]
+        if noise > 0.6:
+            optimizer = {"base_opt": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "linear"}
+            optimizer |= {"decay_from": 120, "final_momentum": 0.1}
+        return PublishedRecipe(
+            source="JackYFL/DISC@a21e910 algorithms/DISC.py, configs/DISC_CIFAR.py",
+            model="resnet34" if noise_type == "instance" else "resnet18",
+            augment="standard",
+            batch=128,
+            epochs=200,
+            **optimizer,
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.labels, n, device = labels, len(labels), labels.device
@@ -124,10 +141,3 @@ class DISC(Method):
         generalised = ((1 - p**q) / q).sum(1)
         mixture = -(plan["targets"] * log_p[:, 2:]).sum((1, 2))
         return plan["clean"] * supervised + self.options.hard * plan["hard"] * generalised + plan["mixed"] * mixture
-
-
-def partners(chosen: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A permutation of rows (n,) that maps the chosen ones (1, the others 0) among themselves."""
-    order = (-chosen).argsort(stable=True)
-    key = torch.rand(len(chosen), generator=generator, device=chosen.device) - chosen
-    return torch.empty_like(order).scatter_(0, order, key.argsort())

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import BaseModel, Field
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -53,9 +53,9 @@ class DivideMix(Method):
         without the penalty (tests/parity); mixture, pools, targets and loss by hand.
     """
 
-    Options = DivideMixOptions
-    requires = ("one process",)
-    provides = ("one view",)
+    Options: ClassVar[type[BaseModel]] = DivideMixOptions
+    requires: ClassVar[tuple[str, ...]] = ("one process",)
+    provides: ClassVar[tuple[str, ...]] = ("one view",)
     networks = 2
     smooths = False
     clean: Tensor
@@ -97,7 +97,7 @@ class DivideMix(Method):
     @property
     def first_division(self) -> int:
         """The epoch in which the losses are first taken in."""
-        return self.options.warmup  # type: ignore[no-any-return]
+        return self.options.warmup
 
     def labelled(self, k: int) -> Tensor:
         """Which samples (n,) network k holds for clean."""
@@ -149,8 +149,8 @@ class DivideMix(Method):
         own = torch.stack([forward(k, x).softmax(1) for x in views]).mean(0)
         peer = forward(1 - k, torch.cat([x[rows:] for x in views])).softmax(1).reshape(2, rows, -1).mean(0)
         w = self.clean[1 - k][batch.index[:rows], None]
-        refined = w * one_hot(batch.labels[:rows], self.info.classes) + (1 - w) * own[:rows]
-        guessed = (own[rows:] + peer) / 2
+        refined = w * one_hot(batch.labels[:rows], self.info.classes) + (1 - w) * self.corrected(own[:rows], k)
+        guessed = self.corrected((own[rows:] + peer) / 2, k)
         targets = sharpen(torch.cat([refined, guessed]), self.options.temperature)
         inputs, targets = torch.cat(batch.views[-2:]), targets.repeat(2, 1)
         labelled = (torch.arange(len(targets), device=targets.device) % (2 * rows) < rows).float()
@@ -162,12 +162,21 @@ class DivideMix(Method):
         plan = {"labelled": labelled, "lambda_u": self.options.lambda_u * ramp}
         return [Task(k, mix(inputs, other, weight), mix(targets, other, weight), plan=plan)]
 
+    def corrected(self, p: Tensor, k: int) -> Tensor:
+        """Predictions (n, K) for a batch of network k as they are used in its targets: as they are."""
+        return p
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the confidence penalty, if there is one, belongs to the loss."""
+        return self.epoch < self.options.warmup
+
     def loss(self, logits: Tensor, task: Task) -> Tensor:
         """Cross-entropy on labelled rows, squared error on unlabelled ones, and the prior on the mean prediction."""
         log_p = logits.log_softmax(1)
         p, supervised = log_p.exp(), -(task.labels * log_p).sum(1)
         if "labelled" not in task.plan:  # the warm-up, or an epoch with an empty pool
-            penalised = self.options.confidence_penalty and self.epoch < self.options.warmup
+            penalised = self.options.confidence_penalty and self.warming_up
             return supervised + (p * log_p).sum(1) if penalised else supervised
         labelled = task.plan["labelled"]
         guessed = task.plan["lambda_u"] * ((p - task.labels) ** 2).mean(1)

@@ -74,9 +74,9 @@ class JoSRC(Method):
     def threshold(self) -> float:
         o, epochs = self.options, self.info.epochs
         if self.epoch < o.warmup:
-            return o.tau * self.epoch / o.warmup  # type: ignore[no-any-return]
+            return o.tau * self.epoch / o.warmup
         done = (self.epoch - o.warmup) / max(1, epochs - o.warmup)
-        return o.tau + (o.tau_last - o.tau) * done  # type: ignore[no-any-return]
+        return o.tau + (o.tau_last - o.tau) * done
 
     def tasks(self, batch: Batch, forward: Forward) -> Sequence[Task]:
         plan = {}

@@ -11,14 +11,14 @@ from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, PredictTrainingSet, Stage, StageContext, one_hot
 from noisysam.methods.history import History
 from noisysam.methods.m_dyr_h import divergence
-from noisysam.methods.recipe import PublishedRecipe
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 
 class JointOptimizationOptions(Options):
     alpha: float = Field(1.2, ge=0, description="weight of KL(uniform || mean prediction) (1.2; asymmetric: 0.8)")
     beta: float = Field(0.8, ge=0, description="weight of the predictions' entropy (0.8; asymmetric: 0.4)")
     begin: float = Field(0.35, ge=0, le=1, description="share of --epochs before labels are replaced (70 of 200)")
-    window: int = Field(10, ge=1, description="epochs whose predictions are averaged into labels (10)")
+    window: Epochs = Field(10, ge=1, description="epochs whose predictions are averaged into labels (10)")
     retrain: float = Field(
         0.6, ge=0, description="length of the second training, in --epochs (120 of 200); 0: none, the first one counts"
     )

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from noisysam.methods.base import METHODS, PredictTrainingSet, Stage, StageContext
 from noisysam.methods.dividemix import DivideMix, DivideMixOptions
-from noisysam.methods.recipe import PublishedRecipe
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 
 class LongReMixOptions(DivideMixOptions):
-    confident: int = Field(5, ge=1, description="epochs in a row that a sample must be clean in the first training (5)")
+    confident: Epochs = Field(
+        5, ge=1, description="epochs in a row that a sample must be clean in the first training (5)"
+    )
     searched: float = Field(
         0.5, gt=0, le=1, description="share of the first training, at its end, that the set is taken from (150 of 300)"
     )
@@ -56,7 +58,7 @@ class LongReMix(DivideMix):
     @property
     def first_division(self) -> int:
         o = self.options
-        return o.warmup if self.final else max(1, o.warmup - o.confident + 1)  # type: ignore[no-any-return]
+        return o.warmup if self.final else max(1, o.warmup - o.confident + 1)
 
     def on_epoch(self, epoch: int, predict: PredictTrainingSet) -> None:
         super().on_epoch(epoch, predict)

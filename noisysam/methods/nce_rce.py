@@ -39,10 +39,10 @@ class NCERCE(Method):
     @classmethod
     def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
         hundred = dataset == "cifar100"
-        network = "ResNet-50" if hundred else "a CNN of eight layers"
-        differs = {"model": f"{network}, not in this package"}
+        resnet50 = {"model": "ResNet-50, not in this package", "augment": "rotations by up to 20 degrees too"}
         return PublishedRecipe(
             source="HanxunH/Active-Passive-Losses@04bce53 configs/cifar10, configs/cifar100 (nce+rce.yaml), dataset.py",
+            model=None if hundred else "cnn8",
             augment="standard",
             batch=128,
             epochs=200 if hundred else 120,
@@ -50,7 +50,7 @@ class NCERCE(Method):
             weight_decay=1e-5 if hundred else 1e-4,
             clip=5.0,
             schedule="cosine",
-            differs=differs | ({"augment": "rotations by up to 20 degrees too"} if hundred else {}),
+            differs=resnet50 if hundred else {},
         )
 
     def loss(self, logits: Tensor, task: Task) -> Tensor:

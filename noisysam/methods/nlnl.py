@@ -11,7 +11,7 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, Stage, StageContext, one_hot
 from noisysam.methods.history import History
-from noisysam.methods.recipe import PublishedRecipe
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 TINY = 1e-5  # the authors' least value of 1 - p
 THIRD = 0.3333
@@ -24,7 +24,7 @@ class NLNLOptions(Options):
         THIRD, ge=0, le=1, description="share of --epochs of negative learning of those above 1 / K (720 of 2160)"
     )
     cut: float = Field(0.5, ge=0, le=1, description="least probability of a label that is learnt positively (0.5)")
-    window: int = Field(10, ge=1, description="epochs whose predictions are averaged (10)")
+    window: Epochs = Field(10, ge=1, description="epochs whose predictions are averaged (10)")
     pseudo: float = Field(
         0.222, ge=0, description="length of each of two trainings on pseudo-labels, in --epochs (480 of 2160); 0: none"
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, Options, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 
 # the runners of its authors: epochs of the training that they are for, and alpha at some of these, linear between them
 COURSES: dict[str, tuple[int, tuple[tuple[int, float], ...]]] = {
@@ -68,6 +69,22 @@ class Peer(Method):
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         kind = "sparse" if noise_type.startswith(("asymmetric", "pair")) else "uniform"
         return {"alpha": f"{kind}-100" if dataset == "cifar100" else kind}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        hundred = dataset == "cifar100"
+        return PublishedRecipe(
+            source="weijiaheng/Multi-class-Peer-Loss-functions@fba9eb6 CIFAR-10/runner.py, CIFAR-100/runner.py",
+            model="preact-resnet18",
+            augment="standard",
+            batch=128,
+            epochs=250 if hundred else 300,
+            lr=0.1,
+            weight_decay=5e-4 if hundred else 1e-4,
+            schedule="milestones",
+            milestones=[60, 100] if hundred else [40, 80, 120, 160, 200, 240, 280],
+            differs={"augment": "turned by up to 15 degrees too"},
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         self.labels = labels

@@ -12,6 +12,7 @@ from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet, Stage, StageContext, one_hot
 from noisysam.methods.dividemix import sharpen
 from noisysam.methods.mixup import draw, mix
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 LARGEST_WEIGHT = 3.0  # of a class
 LAMBDA_U = {("cifar10", "instance"): 15.0, ("cifar100", "pair"): 50.0}  # the examples of the authors' README
@@ -28,7 +29,7 @@ class PESSemiOptions(Options):
         ge=0,
         description="weight of the unlabelled loss (CIFAR-N: 5, 75; instance: 15; pair, CIFAR-100: 50)",
     )
-    ramp: int = Field(16, ge=1, description="epochs until lambda_u is reached, step by step (16)")
+    ramp: Epochs = Field(16, ge=1, description="epochs until lambda_u is reached, step by step (16)")
     temperature: float = Field(0.5, gt=0, description="sharpening of the guessed labels (0.5)")
     alpha: float = Field(4.0, gt=0, description="of the mixup's Beta(alpha, alpha), in the first half (4)")
     late_alpha: float = Field(0.75, gt=0, description="the same in the second half of the training (0.75)")
@@ -36,17 +37,17 @@ class PESSemiOptions(Options):
 
 @METHODS.register("pes-semi", source="arXiv 2106.15853, section 3.2 and Algorithm 2")
 class PESSemi(Method):
-    """PES (semi): a new head trained for a little; samples that agree with their label are labelled, MixMatch on all.
+    """PES (semi): a new head, trained for a little and then fixed; samples that agree with their label are labelled.
 
-    Equation: each epoch, labelled where argmax of the mean prediction for two augmented views is y; L = sum_k w_k
-        mean(-t_k log p_k) on mixed labelled rows + lambda_u(t) mean (t - p)^2 on mixed unlabelled ones, t the label, or
-        the sharpened mean prediction for two views; w the mean size of a class among the labelled over its size, at
-        most 3
+    Equation: MixMatch, each epoch; labelled where argmax of the mean prediction for two augmented views is y; L = sum_k
+        w_k mean(-t_k log p_k) on mixed labelled rows + lambda_u(t) mean (t - p)^2 on mixed unlabelled ones, t the
+        label, or the sharpened mean prediction for two views; w the mean size of a class among the labelled over its
+        size, at most 3
     Code: tmllab/2021_NeurIPS_PES@ec5290d PES_semi.py, PES_noisylabels.py
-    Deviation: the learning rate begins its schedule anew after the head, and momentum at zero. Guesses leave batch
-        norm's running statistics alone. The refinement counts in steps, rounded to epochs of this run: in a short run
-        it is many epochs. Where nothing agrees with its label, the epoch is one of cross-entropy. lambda_u: that of
-        CIFAR-10N (PES_noisylabels.py); the default of the code is 150.
+    Deviation: momentum begins at zero after the head. Guesses leave batch norm's running statistics alone. The
+        refinement counts in steps, rounded to epochs of this run: in a short run it is many epochs. Where nothing
+        agrees with its label, the epoch is one of cross-entropy. lambda_u: that of CIFAR-10N (PES_noisylabels.py); the
+        default of the code is 150.
     State: 4 bytes per sample (and 4 K for the classes)
     Checked: equal to the authors' selection, batches, class weights, targets, loss and gradient to 1e-6 over three
         epochs (tests/parity); the stages; the pools.
@@ -69,17 +70,32 @@ class PESSemi(Method):
             chosen["lambda_u"] = LAMBDA_U[dataset, noise_type]
         return chosen
 
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="tmllab/2021_NeurIPS_PES@ec5290d PES_semi.py",
+            model="preact-resnet18",
+            augment="standard",
+            batch=128,
+            epochs=300,
+            lr=0.02,
+            weight_decay=5e-4,
+            schedule="cosine",
+            lr_min=0.0002,
+        )
+
     def stages(self, context: StageContext) -> Iterator[Stage]:
         o, epochs = self.options, self.info.epochs
         self.first = max(1, round(o.first * epochs))
         self.divides = False
-        yield Stage(settings={"epochs": self.first})
-        refined = {"base_opt": "adamw", "l2": "descent", "weight_decay": 0.0, "warmup": 0.0, "schedule": "constant"}
+        yield Stage(settings={"epochs": self.first}, schedule_epoch=0)
+        refined = {"base_opt": "adam", "l2": "descent", "weight_decay": 0.0, "warmup": 0.0, "schedule": "constant"}
         length = max(1, round(o.second / self.info.steps))
         settings = {**refined, "lr": o.refine_lr, "epochs": length, "eval_every": length}
         yield Stage(start="continue", fresh=1, trainable=1, settings=settings)
         self.divides = True
-        yield Stage(start="continue", settings={"epochs": max(1, epochs - self.first)})
+        rest = max(1, epochs - self.first)
+        yield Stage(start="continue", frozen=1, settings={"epochs": rest}, schedule_epoch=self.first)
 
     def on_stage(self, labels: Tensor) -> None:
         self.labels = labels

@@ -10,7 +10,7 @@ from noisysam.core.task import Task
 from noisysam.data.loader import Batch
 from noisysam.methods.base import METHODS, Forward, Method, Options, PredictTrainingSet
 from noisysam.methods.history import History
-from noisysam.methods.recipe import PublishedRecipe
+from noisysam.methods.recipe import Epochs, PublishedRecipe
 
 FEW = 0.001  # share of the samples below which a correction counts as none
 MOST = 0.9  # of the threshold
@@ -18,7 +18,7 @@ MOST = 0.9  # of the threshold
 
 class PLCOptions(Options):
     warmup: float = Field(0.044, ge=0, le=1, description="share of --epochs before labels are corrected (8 of 180)")
-    window: int = Field(5, ge=1, description="epochs whose predictions are averaged (5)")
+    window: Epochs = Field(5, ge=1, description="epochs whose predictions are averaged (5)")
     delta: float = Field(0.3, ge=0, le=MOST, description="ratio below which a label is replaced, at first (0.3)")
     step: float = Field(0.1, ge=0, description="by how much that ratio grows when few labels are replaced (0.1)")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from noisysam.core.task import Task
 from noisysam.data.loader import Batch, Epoch
 from noisysam.methods.base import METHODS, Forward, Options
+from noisysam.methods.recipe import PublishedRecipe
 from noisysam.methods.semi import StrongView, consistency
 from noisysam.methods.sop import SOP, SOPOptions
 
@@ -36,6 +37,21 @@ class SOPPlus(SOP):
     Options: ClassVar[type[Options]] = SOPPlusOptions
     provides = ("index", "hard labels")
     views = 2
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="shengliu66/SOP@4d991ce config_cifar100.json",
+            model="preact-resnet18",
+            augment="standard",
+            batch=128,
+            epochs=300,
+            lr=0.02,
+            weight_decay=1e-3 if dataset == "cifar100" else 5e-4,
+            schedule="cosine",
+            lr_min=0.0002,
+            differs={} if dataset == "cifar100" else {"weight_decay": "not released for CIFAR-10: that of SOP"},
+        )
 
     def batches(self, epoch: Epoch) -> Iterable[Batch]:
         for batch in epoch:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, RunInfo, Stage, StageContext, one_hot
 from noisysam.methods.forward import anchors
+from noisysam.methods.recipe import PublishedRecipe
+
+DECAY = 1e-4  # weight decay of the revision, in Adam's gradient
 
 
 class TRevisionOptions(Options):
@@ -35,8 +38,8 @@ class TRevision(Method):
     Code: xiaoboxia/T-Revision@b598cf2 main.py, loss.py
     Deviation: T + dT for each row of a batch; the code adds dT again for every row before it. Trainings go on from the
         last epoch of the one before, not from the best on noisy validation labels; an anchor is the sample at the
-        quantile (as in forward). The first training has the run's rule and learning rate (code: no momentum); weight
-        decay of the network's revision is the run's, decoupled (code: 1e-4, in Adam's gradient).
+        quantile (as in forward). The first training has the run's rule, schedule and momentum (code: a constant rate,
+        no momentum).
     State: none per sample; 2 K^2 numbers
     Checked: equal to the authors' loss, gradient and step of dT to 1e-6 in both trainings (tests/parity); its stages;
         cross-entropy at T = I.
@@ -56,6 +59,21 @@ class TRevision(Method):
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         return {"quantile": 1.0} if dataset == "cifar100" else {}
 
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="xiaoboxia/T-Revision@b598cf2 main.py",
+            model="resnet34" if dataset == "cifar100" else "resnet18",
+            augment="standard",
+            batch=128,
+            epochs=200,
+            lr=0.01,
+            weight_decay=1e-4,
+            schedule="milestones",
+            milestones=[40, 80],
+            differs={"first training": "at 0.01 throughout, without momentum"},
+        )
+
     def stages(self, context: StageContext) -> Iterator[Stage]:
         o, epochs = self.options, self.info.epochs
         self.revises = False
@@ -64,7 +82,13 @@ class TRevision(Method):
         yield Stage(start="continue")
         if o.revision:
             self.revises = True
-            settings = {"base_opt": "adamw", "l2": "descent", "schedule": "constant", "warmup": 0.0}
+            settings = {
+                "base_opt": "adam",
+                "l2": "descent",
+                "weight_decay": DECAY,
+                "schedule": "constant",
+                "warmup": 0.0,
+            }
             length = max(1, round(o.revision * epochs))
             yield Stage(start="continue", settings={**settings, "lr": o.revision_lr, "epochs": length})
 
@@ -76,7 +100,7 @@ class TRevision(Method):
     def auxiliary_optimizer(self) -> torch.optim.Optimizer | None:
         if not self.revises:
             return None
-        return torch.optim.Adam([self.change], lr=self.options.revision_lr, weight_decay=1e-4)
+        return torch.optim.Adam([self.change], lr=self.options.revision_lr, weight_decay=DECAY)
 
     def loss(self, logits: Tensor, task: Task) -> Tensor:
         p, labels = logits.softmax(1), one_hot(task.labels, logits.shape[1])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from noisysam.core.task import Task
 from noisysam.methods.base import METHODS, Method, Options, PredictTrainingSet, one_hot
+from noisysam.methods.recipe import PublishedRecipe
 
 DECAYS = (30 / 80, 60 / 80)  # shares of the training at which the matrix's learning rate falls to a tenth
 
@@ -39,6 +40,20 @@ class VolMinNet(Method):
     @classmethod
     def published(cls, dataset: str, noise_type: str, noise: float) -> dict[str, Any]:
         return {"start": 4.5, "rule": "adam"} if dataset == "cifar100" else {}
+
+    @classmethod
+    def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
+        return PublishedRecipe(
+            source="xuefeng-li1/Provably-end-to-end-label-noise-learning-without-anchor-points@06e4167 main.py",
+            model="resnet34" if dataset == "cifar100" else "resnet18",
+            augment="standard",
+            batch=128,
+            epochs=80,
+            lr=0.01,
+            weight_decay=1e-4,
+            schedule="milestones",
+            milestones=[30, 60],
+        )
 
     def on_stage(self, labels: Tensor) -> None:
         classes, device = self.info.classes, self.info.device

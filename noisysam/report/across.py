@@ -19,6 +19,7 @@ from noisysam.report.document import Figure, Section, Table
 from noisysam.report.tables import COVERAGE, INTERVALS, ReportCell, column_name, finished, joined
 
 MANY = 5  # rows from which on they are ranked
+CELLS = 4  # that each of them has at least
 DRAWS = 5_000  # of the bootstrap
 
 Array = NDArray[np.float64]
@@ -38,7 +39,7 @@ class Block:
 
 def block(cells: Sequence[ReportCell]) -> Block | None:
     """The first seeds, and the rows that finished all noises with them, that make the most cells; None where there are
-    fewer than two noises or ``MANY`` rows."""
+    fewer than ``MANY`` rows, two noises or ``CELLS`` cells."""
     done = {(cell["row"], column_name(cell), cell["seed"]): cell["last"] for cell in finished(cells)}
     rows, seeds = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("row", "seed"))
     places = tuple(dict.fromkeys(place for _, place, _ in done))
@@ -47,7 +48,7 @@ def block(cells: Sequence[ReportCell]) -> Block | None:
         return None
     for count in range(1, len(seeds) + 1):
         whole = [r for r in rows if all((r, p, s) in done for p in places for s in seeds[:count])]
-        if len(whole) < MANY or (found and len(whole) * count < found.scores[0].size):
+        if len(whole) < MANY or len(places) * count < CELLS or (found and len(whole) * count < found.scores[0].size):
             continue
         scores = np.array([[[done[r, p, s] for r in whole] for s in seeds[:count]] for p in places])
         lacking = tuple(r for r in rows if r not in whole and any((r, p, s) in done for p in places for s in seeds))
@@ -147,11 +148,12 @@ def _said(found: Block, n: int) -> str:
             " at each noise."
         )
     left = f" Left out, since they lack some of these cells: {'; '.join(found.lacking)}." if found.lacking else ""
+    seeds = f"seed{'s' * (n > 1)} {joined(found.seeds)}"
     return (
         f"Descriptive: {len(found.rows)} rows within each of {found.scores[..., 0].size} cells"
-        f" ({joined(found.places)}; seeds {joined(found.seeds)}), in which all share labels and seed; rank 1 is the"
-        f" highest accuracy at the last epoch.{span} The probability that a row is better in a new cell has an interval"
-        f" by Clopper and Pearson, as if cells with the same seed were independent.{left}"
+        f" ({joined(found.places)}; {seeds}), in which all share labels and seed; rank 1 is the highest accuracy at the"
+        f" last epoch.{span} The probability that a row is better in a new cell has an interval by Clopper and Pearson,"
+        f" as if cells with the same seed were independent.{left}"
     )
 
 

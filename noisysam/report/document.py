@@ -123,7 +123,8 @@ def markdown(
     """A table in Markdown. ``links``: fields -> footnotes."""
     cells = _mark(table.map(lambda cell: _plain(str(cell)).replace("|", "\\|")), marked, "**{}**")
     for (line, column), anchor in links.items():
-        cells.iat[line, column] = f"{cells.iat[line, column]!s}[^{anchor}]"
+        text = str(cells.iat[line, column])
+        cells.iat[line, column] = f"{text}[^{anchor}]"
     cells.columns = [_plain(str(name)).replace("|", "\\|") for name in cells.columns]
     return str(cells.to_markdown(index=False, disable_numparse=True))
 

@@ -7,6 +7,8 @@ from textwrap import shorten
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,7 +28,9 @@ FEW_CLASSES = 12  # whose numbers and names a matrix shows
 CLASS = 14  # characters of the name of a class
 NAMED = 12  # points in one panel that carry their names; more would cover each other
 
-Curves = Mapping[str, Sequence[dict[str, float | None]]]  # key of a run -> the lines of its epochs
+DRAWN = ("stage", "epoch", *(str(measure.column) for measure in measures.shown("curves")))  # columns of epochs.csv
+Curve = Mapping[str, npt.NDArray[np.float64]]  # the epochs of a run's last stage, and what was measured in each
+Curves = Mapping[str, Curve]  # key of a run -> its curve
 
 
 def accuracy(summaries: Sequence[Summary]) -> Figure:
@@ -157,15 +161,21 @@ def _curves(cells: Sequence[ReportCell], epochs: Curves, rows: Sequence[str]) ->
     return figure
 
 
-def _by_epoch(runs: Sequence[Sequence[Mapping[str, float | None]]], measure: str) -> dict[int, list[float]]:
-    """Epoch -> the finite values of the runs that measured it in their last stage."""
+def curve(lines: Sequence[Mapping[str, float | None]]) -> Curve:
+    """What is drawn of the epochs of a run: those of its last stage, nan where a value was not measured."""
+    last = max((line["stage"] or 0 for line in lines), default=0)
+    stage = [line for line in lines if line["stage"] == last]
+    found = {name: [line.get(name) for line in stage if line["epoch"] is not None] for name in DRAWN if name != "stage"}
+    return {name: np.array([np.nan if v is None else v for v in values], float) for name, values in found.items()}
+
+
+def _by_epoch(runs: Sequence[Curve], measure: str) -> dict[int, list[float]]:
+    """Epoch -> the finite values of the runs that measured it."""
     values: dict[int, list[float]] = {}
-    for lines in runs:
-        last = max((line["stage"] or 0 for line in lines), default=0)
-        for line in lines:
-            value = line.get(measure)
-            if line["stage"] == last and value is not None and math.isfinite(value):
-                values.setdefault(int(line["epoch"] or 0), []).append(value)
+    for run in runs:
+        for epoch, value in zip(run.get("epoch", ()), run.get(measure, ()), strict=True):
+            if math.isfinite(value):
+                values.setdefault(int(epoch), []).append(float(value))
     return dict(sorted(values.items()))
 
 
@@ -265,6 +275,23 @@ def matrices(
     for panel in panels[len(named) :]:
         panel.set_axis_off()
     figure.colorbar(image, ax=panels, label="%", shrink=0.8)
+    return figure
+
+
+def crossed(means: pd.DataFrame) -> Figure:
+    """A heat map of means in percent with their numbers: methods by optimizers, empty where there is none."""
+    width, height = 2.5 + 1.1 * len(means.columns), 1.4 + 0.32 * len(means)
+    figure, (panel,) = panel_grid(1, 1, width=width, height=height)
+    values = means.to_numpy(float)
+    image = panel.imshow(values, cmap="cividis", aspect="auto")
+    panel.grid(False)
+    panel.set_xticks(range(len(means.columns)), [literal(name) for name in means.columns], fontsize="small")
+    panel.set_yticks(range(len(means)), [literal(name) for name in means.index], fontsize="small")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            panel.text(j, i, f"{value:.1f}", ha="center", va="center", color="black" if value > middle else "white")
+    figure.colorbar(image, ax=panel, label="%")
     return figure
 
 

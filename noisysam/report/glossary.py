@@ -1,6 +1,8 @@
 """The words of a report that its readers may not know."""
 
 from noisysam.report.document import Section
+from noisysam.report.tables import percent
+from noisysam.runs.summary import COLLAPSED
 
 GLOSSARY = {
     "m": "rows that share one perturbation of SAM; batch: one perturbation for the whole batch",
@@ -11,7 +13,7 @@ GLOSSARY = {
     "selected": "the epoch that is best on held-out images with their noisy labels",
     "memorised": "share of the wrongly labelled training images for which the network predicts the wrong label given",
     "recovered": "share of the wrongly labelled training images for which it predicts the true class",
-    "collapsed": "the network predicts one class for nearly all test images",
+    "collapsed": f"the network predicts one class for at least {percent(COLLAPSED)} % of the test images",
     "earlier revision": "trained before the method or the optimizer was changed to do what its authors' code does",
 }
 

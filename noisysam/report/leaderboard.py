@@ -20,8 +20,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from noisysam import methods, optim
+from noisysam.core.errors import UserError
 from noisysam.core.text import printable
-from noisysam.report.tables import EARLIER, column_name, earlier, joined
+from noisysam.report.tables import EARLIER, column_name, earlier, joined, told_options, tuning_text
+from noisysam.runs.config import RunConfig
 from noisysam.runs.record import RunFolder, load_study, study_names
 from noisysam.runs.schema import RunRecord, StudyPlan
 
@@ -92,10 +95,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem with its recipes, the best ones first."""
+    """A problem with its recipes, the best ones first; settings that only some recipes have are among their options."""
 
     title: str
-    facts: tuple[str, ...]
+    facts: str
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
 
@@ -106,7 +109,7 @@ def read_runs(store: Path, link: Link, studies: Sequence[str] | None = None) -> 
     for name in study_names(store) if studies is None else studies:
         plan = load_study(store, name)
         for cell in plan["cells"]:
-            places.setdefault(cell["key"], []).append((name, cell["row"], _tuning(plan)))
+            places.setdefault(cell["key"], []).append((name, cell["row"], _tuning(plan, cell["row"])))
     keys = places if studies is not None else sorted(path.parent.name for path in store.glob("*/record.json"))
     found = []
     for key in keys:
@@ -117,12 +120,9 @@ def read_runs(store: Path, link: Link, studies: Sequence[str] | None = None) -> 
     return found
 
 
-def _tuning(plan: StudyPlan) -> str:
-    """What a study says of the tuning of its rows."""
-    search: Any = plan.get("search")
-    if isinstance(search, Mapping):
-        return ", ".join(f"{name} {value}" for name, value in search.items())
-    return str(search) if search else ""
+def _tuning(plan: StudyPlan, row: str) -> str:
+    """What a study says of the tuning of a row: nothing where it was not searched for by it."""
+    return tuning_text(plan["search"].get(row)) if plan.get("search") else ""
 
 
 def problems(runs: Iterable[Run]) -> list[Problem]:
@@ -147,11 +147,11 @@ def _board(runs: Sequence[Run]) -> Problem:
         dict.fromkeys(columns[run.record["key"]] for run in sorted(runs, key=lambda run: _order(run, columns)))
     )
     recipes: dict[tuple[Any, ...], list[Run]] = {}
-    varied = _varied(runs)
+    usual = _usual(runs)
     for run in runs:
         recipes.setdefault(_recipe(run.record), []).append(run)
-    lines = [_line(own, names, columns, varied) for own in recipes.values()]
-    lines.sort(key=lambda line: (-sum(field is not None for field in line.fields), -_overall(line), line.name))
+    lines = [_line(own, names, columns, usual) for own in recipes.values()]
+    lines = _best_first(lines)
     first = runs[0].record
     data, digest = first["data"], str(first["digests"].get("data"))[:16]
     title = (
@@ -162,7 +162,7 @@ def _board(runs: Sequence[Run]) -> Problem:
     held = f"{data['val']:,} more held out with their noisy labels" if data["val"] else "none held out"
     facts = (
         f"{len(runs)} runs of {len(lines)} recipes; data {digest}; {held}; test accuracy (%) on {data['test']:,} images"
-        " at the last epoch, mean ± standard deviation over seeds.",
+        f" at the last epoch, mean ± standard deviation over seeds.{_said_usual(runs, usual)}"
     )
     return Problem(title, facts, tuple(names), tuple(lines))
 
@@ -192,45 +192,73 @@ def _order(run: Run, columns: Mapping[str, str]) -> tuple[str, float, int, str]:
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:
-    """Everything of a recipe but its method, optimizer and their options."""
-    return {name: value for name, value in record["config"].items() if name not in APART}
+    """Everything of a recipe but its method, optimizer and their options; fields that came later than the record are at
+    their defaults, which is what they were."""
+    defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
+    return {name: value for name, value in {**defaults, **record["config"]}.items() if name not in APART}
 
 
-def _varied(runs: Sequence[Run]) -> set[str]:
-    """The settings that are not the same in all runs of a problem."""
-    found: dict[str, set[str]] = {}
+def _usual(runs: Sequence[Run]) -> dict[str, Any]:
+    """The most frequent value of each setting of a problem."""
+    found: dict[str, list[Any]] = {}
     for run in runs:
         for name, value in _settings(run.record).items():
-            found.setdefault(name, set()).add(str(value))
-    return {name for name, values in found.items() if len(values) > 1}
+            found.setdefault(name, []).append(value)
+    return {name: max(sorted(values, key=str), key=values.count) for name, values in found.items()}
 
 
-def _options(record: RunRecord) -> dict[str, Any]:
-    """The options of a recipe; where a rule chooses them by the noise, the name of the rule."""
+def _said_usual(runs: Sequence[Run], usual: Mapping[str, Any]) -> str:
+    """The usual values of settings that differ between runs."""
+    differ = [n for n, value in usual.items() if any(_settings(run.record).get(n) != value for run in runs)]
+    named = ", ".join(f"{name}={_short(usual[name])}" for name in differ if usual[name] is not None)
+    return f" Where the options do not say otherwise: {named}." if named else ""
+
+
+def _options(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the method and of the optimizer; those that a rule chooses by the noise are left to the rule.
+    Options that came later than the record are at their defaults."""
     config = record["config"]
-    options = {**record["method_options"], **record["optimizer_options"]}
+    of_method = {**_defaults(methods.compose, config["method"]), **record["method_options"]}
+    of_optimizer = {**_defaults(optim.OPTIMIZERS.__getitem__, config["opt"]), **record["optimizer_options"]}
     if config.get("preset") == "published":
-        options = {**dict.fromkeys(record["method_options"]), **record["optimizer_options"]}
+        of_method = {}
     if config.get("rho") == "paper":
-        options["rho"] = "paper"
+        of_optimizer["rho"] = "paper"
+    return _given(of_method), _given(of_optimizer)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _defaults(resolve: Callable[[str], Any], name: str) -> dict[str, Any]:
+    """The default options of a component; none where it is not registered here."""
+    try:
+        fields = resolve(name).Options.model_fields
+    except UserError:
+        return {}
+    return {option: field.default for option, field in fields.items() if not field.is_required()}
 
 
 def _recipe(record: RunRecord) -> tuple[Any, ...]:
     """What makes two runs the same recipe, apart from noise and seed."""
     config = record["config"]
-    parts = (_options(record), _settings(record), record["revisions"])
+    parts = (*_options(record), _settings(record), record["revisions"])
     return (config["method"], config["opt"], *(str(sorted(part.items(), key=str)) for part in parts))
 
 
-def _line(runs: Sequence[Run], names: Sequence[str], columns: Mapping[str, str], varied: set[str]) -> Line:
+def _line(runs: Sequence[Run], names: Sequence[str], columns: Mapping[str, str], usual: Mapping[str, Any]) -> Line:
     runs = sorted(runs, key=lambda run: (names.index(columns[run.record["key"]]), run.record["config"]["seed"]))
     first = runs[0].record
     config = first["config"]
-    values: dict[str, list[float]] = {}
-    for run in runs:
-        values.setdefault(columns[run.record["key"]], []).append(run.record["results"]["last"])
-    shown = {**_options(first), **{n: v for n, v in _settings(first).items() if n in varied and v is not None}}
+    values: dict[str, dict[tuple[int, str], float]] = {}  # a seed with its labels counts once: its latest run
+    for run in sorted(runs, key=lambda run: str(run.record["ended"])):
+        seed = (run.record["config"]["seed"], run.record["noise"]["digest"])
+        values.setdefault(columns[run.record["key"]], {})[seed] = run.record["results"]["last"]
+    shown = told_options(config["opt"], *_options(first))
+    for setting, value in _settings(first).items():
+        if value is not None and value != usual[setting]:
+            shown[f"--{setting}" if setting in shown else setting] = value
     name = config["opt"] if config["method"] == "ce" else f"{config['method']}, {config['opt']}"
     places = [place for run in runs for place in run.studies]
     spent = [run.record["cost"]["gradient_samples"] / max(run.record["data"]["train"], 1) for run in runs]
@@ -242,7 +270,10 @@ def _line(runs: Sequence[Run], names: Sequence[str], columns: Mapping[str, str],
         "; ".join(dict.fromkeys(f"{row} ({study})" for study, row, _ in places)),
         joined(sorted({run.record["config"]["seed"] for run in runs})),
         math.fsum(spent) / len(spent),
-        tuple(Field(tuple(values[column])) if column in values else None for column in names),
+        tuple(
+            Field(tuple(value for _, value in sorted(values[column].items()))) if column in values else None
+            for column in names
+        ),
         tuple((_said(run, columns), run.record["key"], run.address) for run in runs),
     )
 
@@ -262,9 +293,16 @@ def _said(run: Run, columns: Mapping[str, str]) -> str:
     )
 
 
-def _overall(line: Line) -> float:
-    means = [field.mean for field in line.fields if field is not None]
-    return math.fsum(means) / len(means)
+def _best_first(lines: Sequence[Line]) -> list[Line]:
+    """By how far the means of a recipe are above those of the recipes in the same columns."""
+    columns = list(zip(*(line.fields for line in lines), strict=True))
+    typical = [statistics.fmean(field.mean for field in column if field is not None) for column in columns]
+
+    def ahead(line: Line) -> float:
+        there = [field.mean - mean for field, mean in zip(line.fields, typical, strict=True) if field is not None]
+        return statistics.fmean(there)
+
+    return sorted(lines, key=lambda line: (-round(ahead(line), 9), line.name, line.options))
 
 
 def page(boards: Sequence[Problem]) -> str:

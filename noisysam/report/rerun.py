@@ -32,7 +32,8 @@ def section(cells: Sequence[ReportCell], study: str, plan: StudyPlan) -> Section
         f"`noisysam report {study}`",
     ]
     text = (
-        "On the same kind of machine, with as many threads, a run ends with the same bits; elsewhere within rounding."
+        "On the same kind of machine, with as many threads, a run ends with the same bits. Elsewhere rounding differs,"
+        " and with it the course of the training: results agree as those of other seeds do."
     )
     return Section("How to repeat this study", text, lines=lines)
 

@@ -95,6 +95,14 @@ def below(values: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def by_noise(values: Mapping[str, Any]) -> set[str]:
+    """The fields that the preset of a configuration sets for the noise at hand, beside those that are given."""
+    if values.get("preset") != "published":
+        return set()
+    recipe = preset("published", values).values
+    return (set(recipe) - set(values)) | {"method_option"}
+
+
 def _number(value: Any, kind: type[Any]) -> Any:
     """A number as the command line or a file gives it; None where it is none, which its own check reports."""
     try:

@@ -249,17 +249,21 @@ class Trainer:
         # drawn for the whole batch, and then divided among the processes
         tasks = [task.take(self.processes.rows(len(task.inputs))) for task in self.method.tasks(batch, self.forward)]
         own = list(self.method.parameters())
+        gradients: list[Tensor] = []  # of what the method learns itself, over all networks
         for task, first in zip(tasks, self._plan(tasks), strict=True):
             learner = self.learners[task.network]
             objective = Objective(learner.net, task, self.method.loss, first, own, self.at_once)
             loss = learner.step(objective, rate, self.method.teacher_decay)
             found_inf = learner.optimizer.found_inf
-            if self.auxiliary_optimizer is not None:
-                for p, g in zip(own, objective.auxiliary_grads, strict=True):  # a step that is skipped is so for all
-                    p.grad = torch.where(found_inf == 0, g, torch.zeros_like(g))
-                self.auxiliary_optimizer.step()
+            if self.auxiliary_optimizer is not None:  # a step that is skipped is so for all
+                found = [torch.where(found_inf == 0, g, torch.zeros_like(g)) for g in objective.auxiliary_grads]
+                gradients = [a + b for a, b in zip(gradients, found, strict=True)] if gradients else found
             values = torch.stack([loss, learner.optimizer.norm, torch.ones_like(loss)])
             sums += torch.where(found_inf == 0, values, torch.zeros_like(values))
+        if self.auxiliary_optimizer is not None:
+            for p, g in zip(own, gradients, strict=True):
+                p.grad = g
+            self.auxiliary_optimizer.step()
         for k in set(range(len(self.learners))) - {task.network for task in tasks}:
             self.learners[k].net.statistics.commit()  # a network without a task keeps its running statistics
         return len(tasks)

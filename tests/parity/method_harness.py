@@ -49,6 +49,7 @@ AUTHORS: dict[str, tuple[str, float]] = {
     ),
     "t-revision": ("xiaoboxia/T-Revision@b598cf2 main.py, loss.py, tools.py", 1e-6),
     "pes-semi": ("tmllab/2021_NeurIPS_PES@ec5290d PES_semi.py", 1e-6),
+    "promix": ("Justherozen/ProMix@40d8378 Train_promix.py, utils/utils.py, utils/fmix.py", 1e-5),
     "disc": ("JackYFL/DISC@a21e910 algorithms/DISC.py, losses/loss_mixup.py", 1e-6),
     "sop": ("shengliu66/SOP@4d991ce model/loss.py, train.py", 1e-6),
     "pes": ("tmllab/2021_NeurIPS_PES@ec5290d PES_cs.py, common/tools.py", 1e-6),
@@ -71,6 +72,7 @@ AUTHORS: dict[str, tuple[str, float]] = {
         "filipe-research/LongReMix@567c89b Train_cifar_longremix_stage1.py, Train_cifar_longremix_stage2.py",
         0.0,
     ),
+    "pgdf": ("bupt-ai-cz/PGDF@f7b6de7 train_cifar_getPrior.py, train_cifar.py, dataloader_easy.py", 1e-5),
     "unicon": (
         "nazmul-karim170/UNICON-Noisy-Label@616dc49 Train_cifar.py, dataloader_cifar.py, Contrastive_loss.py",
         1e-5,

@@ -1,6 +1,7 @@
 """Methods with strong views or unlabelled samples: several epochs beside the authors' step."""
 
 # ruff: noqa: B023  (a reference is called within the turn that makes it)
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,8 +181,13 @@ def test_pes_semi(share: float) -> None:
     parts = []
     for part in stages(method, lambda which: torch.zeros(n, CLASSES)):
         method.on_stage(labels)
-        parts.append((part.settings["epochs"], part.start, part.fresh, part.trainable, part.settings.get("lr")))
-    assert parts == [(20, "scratch", 0, None, None), (5, "continue", 1, 1, 1e-4), (280, "continue", 0, None, None)]
+        places_of = (part.fresh, part.trainable, part.frozen, part.schedule_epoch)
+        parts.append((part.settings["epochs"], part.start, *places_of, part.settings.get("lr")))
+    assert parts == [  # the new head is in no optimizer of the authors but the one of its own
+        (20, "scratch", 0, None, 0, 0, None),
+        (5, "continue", 1, 1, 0, None, 1e-4),
+        (280, "continue", 0, None, 1, 20, None),
+    ]
     for number in (0, 7, 200):
         views = [
             3 * hot(torch.where(wrong, (labels + 1) % (CLASSES - 1), labels)) + some_logits(n, CLASSES, seed=number + v)
@@ -314,3 +320,175 @@ def test_disc(hard: float) -> None:
             same_step("disc", found, objective, z)
         assert images.policies == ["plain", "rand"] * 6
     assert seen, "no label was ever corrected"
+
+
+def fmix_by_code(draws: np.random.Generator, shape: tuple[int, int]) -> tuple[float, np.ndarray]:
+    """utils/fmix.py sample_mask with alpha 1 and decay 3, its draws in the order that the method has them."""
+    h, w = shape
+    lam = draws.beta(1.0, 1.0)
+    fy, fx = np.fft.fftfreq(h)[:, None], np.fft.fftfreq(w)[: w // 2 + 1]
+    freqs = np.sqrt(fx * fx + fy * fy)
+    scale = np.ones(1) / (np.maximum(freqs, np.array([1.0 / max(w, h)])) ** 3)
+    param = np.zeros((1, *freqs.shape, 2))
+    param[0, :2] = draws.standard_normal((2, freqs.shape[1], 2))  # the code draws all rows and uses these
+    spectrum = scale[..., None][None] * param
+    spectrum = spectrum[:, 0] + 1j * spectrum[:, 1]
+    mask = np.real(np.fft.irfftn(spectrum, shape, axes=(-2, -1)))[0, :h, :w]
+    order = mask.reshape(-1).argsort()[::-1]
+    number = math.ceil(lam * mask.size) if draws.random() > 0.5 else math.floor(lam * mask.size)
+    flat = np.zeros(mask.size)
+    flat[order[:number]] = 1
+    return lam, flat.reshape(shape)
+
+
+def css(losses: Tensor, labels: Tensor, rho: float) -> np.ndarray:
+    """eval_train: of each class the smallest losses, ceil(n / K rho) of them."""
+    prob, scaled = np.zeros(len(labels)), ((losses - losses.min()) / (losses.max() - losses.min())).numpy()
+    for j in range(CLASSES):
+        indices = np.where(labels.numpy() == j)[0]
+        if len(indices):
+            count = max(min(math.ceil(len(labels) / CLASSES * rho), len(indices)), 1)
+            prob[indices[scaled[indices].argsort(kind="stable")[:count]]] = 1
+    return prob
+
+
+def soft(z: Tensor, targets: Tensor) -> Tensor:
+    return -(F.log_softmax(z, 1) * targets).sum(1)
+
+
+def test_promix() -> None:
+    """Selections, guesses, mixtures, losses of both heads and both networks, and the mean predictions, at the start of
+    the training, within the ramp, after it, and when agreed guesses are added."""
+    count, width, rows = 40, 6, 8
+    labels = some_labels(samples=count)
+    options = {"first_share": 0.3, "last_share": 0.6, "tau": 0.6, "memory": 0.9, "debias": 0.8}
+    method = begin("promix", labels, epochs=600, facts={"features": width}, **options)
+    heads = [(head.weight.detach().double(), head.bias.detach().double()) for head in method.heads]
+    method.auxiliary_optimizer()
+    pi = torch.full((2, 2, CLASSES), 1 / CLASSES, dtype=torch.float64)  # network; reliable or not
+    grown_late = guessed = 0
+    for number in (10, 30, 60, 120, 400):
+        redraw(method, number)
+        judged = [2 * hot(labels) + some_logits(count, CLASSES, seed=number + k, scale=2.0) for k in range(2)]
+        epoch(method, number, judged)
+        lr = 0.05 * 1e-3 + (0.05 - 0.05 * 1e-3) * (1 + math.cos(math.pi * number / 600)) / 2
+        close("promix", method.heads_optimizer.param_groups[0]["lr"], lr)
+        ramp, ramp2 = min(1, number / 50), min(1, number / 100)
+        prob = [css(F.cross_entropy(z, labels, reduction="none"), labels, 0.3 + 0.3 * ramp) for z in judged]
+        for k in range(2):
+            close("promix", method.small[k], prob[k])
+        images = Images(labels, number, rows)
+        for place, drawn in enumerate(method.batches(images)):
+            seed = 10 * number + place
+            redraw(method, seed)
+            own, generator, index = np.random.default_rng(seed), torch.Generator().manual_seed(seed), drawn.index
+            outputs = [some_logits(rows, 6, CLASSES, seed=seed + 5 * k, scale=3.0).float() for k in range(2)]
+            outputs[1][: rows // 2, 0] = outputs[0][: rows // 2, 0]  # so that they agree on some
+            features = [some_logits(rows, 6, width, seed=seed + 5 * k + 1).float() for k in range(2)]
+            tasks = method.tasks(drawn, lambda k, x, outputs=outputs: outputs[k][:, 0])
+            method.plan(tasks, outputs)
+            y = hot(labels[index])
+            p = [torch.softmax(z[:, 0].double(), 1) for z in outputs]
+            match = p[0].argmax(1) == p[1].argmax(1)
+            old = pi.clone()
+            for k, task in enumerate(tasks):
+                w_x = torch.from_numpy(prob[k])[index]
+                w_x[(y * p[k]).sum(1) > 0.6] = 1
+                pred = hot((outputs[k][:, 0] - 0.8 * old[k, 0].log()).argmax(1))
+                target = y * w_x[:, None] + pred * (1 - w_x[:, None])
+                chosen = w_x == 1
+                if number > 600 - 250 and chosen.sum() / rows < 0.9:
+                    new = (p[0].max(1).values > 0.6) & (p[1].max(1).values > 0.6) & match & ~chosen
+                    most = int(rows * 0.9) - int(chosen.sum())
+                    places_of_new = new.nonzero().flatten()
+                    score = (p[0].max(1).values + p[1].max(1).values) / 2
+                    taken = places_of_new[(-score[places_of_new]).sort()[1][:most]]
+                    grown_late += len(taken)
+                    chosen[taken] = True
+                guessed += int((~chosen).sum())
+                views, targets = [], []
+                for _ in range(2):
+                    lam = own.beta(4, 4)
+                    lam = max(lam, 1 - lam)
+                    mine = chosen.nonzero().flatten()
+                    other = chosen_permutation(chosen.float(), generator)
+                    weak = drawn.views[0]
+                    views.append(lam * weak[mine] + (1 - lam) * weak[other])
+                    targets.append(lam * target[mine] + (1 - lam) * target[other])
+                    lam, mask = fmix_by_code(own, (2, 2))
+                    other = chosen_permutation(chosen.float(), generator)
+                    area = torch.from_numpy(mask).float()
+                    views.append(area * weak[mine] + (1 - area) * weak[other])
+                    targets.append((lam, target[mine], target[other]))
+                assert task.forwards == (1,) * 6
+                for v in range(4):
+                    close("promix", task.inputs[mine, 2 + v], views[v])
+
+                leaf = outputs[k].double().clone().requires_grad_()
+                inner = features[k].double().clone().requires_grad_()
+                weight, bias = (t.clone().requires_grad_() for t in heads[k])
+                ph = inner @ weight.T + bias
+                shift, doubt = 0.8 * old[k, 0].log(), 0.8 * old[k, 1].log()
+                loss = torch.zeros((), dtype=torch.float64)
+                for h, z in enumerate((leaf, ph)):
+                    z = z + shift
+                    cr, ce = soft(z[chosen, 1], target[chosen]).mean(), soft(z[chosen, 0], target[chosen]).mean()
+                    mix = soft(z[mine, 2 + 2 * h], targets[2 * h]).mean()
+                    lam, one, two = targets[2 * h + 1]
+                    masked = lam * F.cross_entropy(z[mine, 3 + 2 * h], one.argmax(1))
+                    masked = masked + (1 - lam) * F.cross_entropy(z[mine, 3 + 2 * h], two.argmax(1))
+                    loss = loss + ce + ramp * (cr + mix + masked)
+                beta = 0.1 * ramp2 if number < 100 else 0.0
+                ptx = torch.softmax(outputs[k][:, 0].double() - doubt, 1) ** 2
+                ptx = ptx / ptx.sum(1, keepdim=True)
+                if (~chosen).any():
+                    unrel = soft((ph + doubt)[~chosen, 0], ptx[~chosen]).mean()
+                    loss = loss + beta * (unrel + ramp * soft((ph + doubt)[~chosen, 1], ptx[~chosen]).mean())
+                expected = torch.autograd.grad(loss, [leaf, inner, weight, bias])
+                ours, seen = outputs[k].clone().requires_grad_(), features[k].clone().requires_grad_()
+                task.features = seen
+                found = method.loss(ours, task).mean()
+                close("promix", found, loss.detach())
+                mine_grads = torch.autograd.grad(found, [ours, seen, *method.heads[k].parameters()])
+                for got, due in zip(mine_grads, expected, strict=True):
+                    close("promix", got, due)
+                pi[k, 0] = 0.9 * pi[k, 0] + 0.1 * p[k][chosen].mean(0)
+                if (~chosen).any():
+                    pi[k, 1] = 0.9 * pi[k, 1] + 0.1 * p[k][~chosen].mean(0)
+            close("promix", method.means, pi)
+    assert grown_late > 5
+    assert guessed > 20
+
+
+def test_masks_of_fmix() -> None:
+    """As the code's, and half of the image on average, at CIFAR's size."""
+    from noisysam.methods.promix import fmix_mask
+
+    areas = []
+    for seed in range(50):
+        lam, mask = fmix_mask(32, 32, np.random.default_rng(seed))
+        expected = fmix_by_code(np.random.default_rng(seed), (32, 32))
+        assert lam == expected[0]
+        np.testing.assert_array_equal(mask, expected[1])
+        assert abs(mask.mean() - lam) < 2 / 1024
+        areas.append(mask.mean())
+    assert 0.4 < np.mean(areas) < 0.6
+
+
+def test_warmup_of_promix() -> None:
+    labels = some_labels()
+    method = begin("promix", labels, epochs=600, facts={"features": 6}, confidence_penalty=True)
+    method.auxiliary_optimizer()
+    epoch(method, 3)
+    (drawn, *_) = method.batches(Images(labels, 3))
+    for k, task in enumerate(method.tasks(drawn, None)):
+        z = some_logits(8, CLASSES, seed=k)
+
+        def objective(leaf: Tensor) -> Tensor:
+            p = torch.softmax(leaf, 1)
+            return F.cross_entropy(leaf, labels[drawn.index]) + (p * p.log()).sum(1).mean()
+
+        leaf = z.clone().requires_grad_()
+        found = method.loss(leaf, task).mean()
+        (gradient,) = torch.autograd.grad(found, leaf)
+        same_step("promix", (float(found.detach()), gradient, task), objective, z)

@@ -340,3 +340,158 @@ def test_unicon(network: int) -> None:
         close(name, found, reference)
         for left, right in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(reference, leaves), strict=True):
             np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
+
+
+class OneDimensional(torch.nn.Module):
+    """train_cifar_getPrior.py oneD_CNN."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.conv1 = torch.nn.Conv1d(1, 16, 3, stride=1, padding=1)
+        self.conv2 = torch.nn.Conv1d(16, 32, 3, stride=1, padding=1)
+        self.conv3 = torch.nn.Conv1d(32, 32, 3, stride=1, padding=1)
+        self.output = torch.nn.Linear(32 * epochs, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.conv1, self.conv2, self.conv3):
+            x = torch.relu(layer(x))
+        return self.output(x.view(x.size(0), -1))
+
+
+def prior_of(
+    record: np.ndarray, record_easy: np.ndarray, easy: np.ndarray, intact: np.ndarray, r: float, net: Any
+) -> Any:
+    """The prior by a classifier of hard and noisy samples that ``net`` (length in epochs, network) gives."""
+    n, order = len(record), np.argsort(record.mean(1))
+    order_easy = np.argsort(record_easy.mean(1))
+    train_index = order_easy[int(len(easy) * r * 0.5) : int(len(easy) * (0.5 + r * 0.5))]
+    test_index = order[int(n * r * 0.5) : int(n * (0.5 + r * 0.5))]
+    x, y = torch.tensor(record_easy[train_index]).float()[:, None], torch.tensor(intact[train_index]).long()
+    length, network = net
+    optimizer = torch.optim.Adadelta(network.parameters(), lr=1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.99)
+    for _ in range(length):
+        for start in range(0, len(x), 256):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(x[start : start + 256]), y[start : start + 256]).backward()
+            optimizer.step()
+        scheduler.step()
+    with torch.no_grad():
+        out = torch.softmax(network(torch.tensor(record[test_index]).float()[:, None]), 1)
+    prob = np.zeros(n)
+    prob[test_index] = out[:, 1]
+    prob[order[int(n * (0.5 + r * 0.5)) :]] = 1
+    return prob
+
+
+def courses(method: Any, labels: Tensor, places: Tensor, epochs: int, seed: int) -> np.ndarray:
+    """Train for some epochs on these places; what the authors record of it."""
+    record = np.zeros((len(labels), epochs))
+    skill = some_logits(len(labels), 1, seed=seed)
+    for number in range(epochs):
+        redraw(method, seed)
+        epoch(method, number)
+        given = method.injected
+        for index in places.split(20):
+            z = some_logits(len(index), CLASSES, seed=100 * seed + number + int(index[0]), scale=1.0)
+            z = z + 0.4 * number * skill[index] * hot(given[index])
+            (found,) = step(method, batch(index, labels), [z])
+            assert found[2].network == 0
+            close("pgdf", found[0], cross_entropy(z, hot(given[index])).mean())
+            record[index, number] = torch.softmax(z, 1)[torch.arange(len(index)), given[index]]
+    return record
+
+
+def test_pgdf() -> None:
+    """The courses of two trainings, easy samples, injected labels and classifiers; then weights, inverse, targets."""
+    labels, rate, epochs, name = some_labels(samples=200), 0.3, 6, "pgdf"
+    method = begin(name, labels, epochs=epochs, warmup=1, ramp=4, rate=rate, enhance=0.3, denoise=0.5, divide=0.7)
+    trainings = stages(method, no_look)
+    next(trainings)
+    method.on_stage(labels)
+    record = courses(method, labels, torch.arange(200), epochs, seed=1)
+    close(name, method.recorded, record)
+
+    next(trainings)
+    method.on_stage(labels)
+    redraw(method, 2)
+    epoch(method, 0)
+    easy = np.argsort(record.mean(1))[int(200 * (0.5 + rate * 0.5)) :]
+    assert set(method.subset().tolist()) == set(easy.tolist())
+    generator = torch.Generator().manual_seed(2)
+    shuffled = torch.from_numpy(easy)[torch.randperm(len(easy), generator=generator)]
+    changed = shuffled[: int(rate * len(easy))]
+    noisy = labels.clone()
+    noisy[changed] = torch.randint(CLASSES, changed.shape, generator=generator)
+    assert torch.equal(method.injected, noisy)
+    assert 5 < int((noisy != labels).sum()) <= len(changed)
+    places = torch.from_numpy(np.sort(easy))
+    again = courses(method, labels, places, epochs, seed=2)
+    intact = (noisy == labels).numpy()[places].astype(int)
+
+    next(trainings)
+    method.on_stage(labels)
+    redraw(method, 3)
+    epoch(method, 0)
+    seeds, priors = np.random.default_rng(3), []
+    for length in (13, 14):
+        with torch.random.fork_rng():
+            torch.manual_seed(int(seeds.integers(2**31)))
+            net = OneDimensional(epochs)
+        priors.append(prior_of(record, again[places], places.numpy(), intact, rate, (length, net)))
+    close(name, method.prior, np.stack(priors))
+    assert not np.allclose(*priors)
+    assert ((priors[0] > 0) & (priors[0] < 1)).sum() == 100
+
+    exact, drawn = look_of(9), Views(labels, 0)
+
+    def look(k: int, inputs: Tensor, **_: Any) -> Tensor:
+        return exact(k, inputs).float()
+
+    for number in (1, 3, 4, 5):
+        predictions = [(some_logits(200, CLASSES, seed=70 + number + k) + 2 * hot(labels)).float() for k in range(2)]
+        redraw(method, number)
+        epoch(method, number, predictions)
+        clean, inverse = [], []
+        for k in range(2):
+            m = torch.zeros(CLASSES, CLASSES, dtype=torch.float64)
+            for i in places.tolist():
+                m[labels[i]] += torch.softmax(predictions[k].double(), 1)[i]
+            inverse.append((m / m.sum(1, keepdim=True)).inverse())
+            clean.append(torch.from_numpy(priors[k]))
+            if number > round(0.7 * epochs):  # half of it the mixture's, which is DivideMix's
+                gmm = 2 * method.clean[k] - clean[k]
+                assert ((gmm > -1e-5) & (gmm < 1 + 1e-5)).all()
+                assert gmm[cross_entropy(predictions[k], hot(labels)).argmin()] > 0.9
+                clean[k] = method.clean[k].double()
+        close(name, method.clean, torch.stack(clean))
+        assert torch.equal(method.labelled(0), clean[0] > 0.5)
+        for network in (0, 1):
+            w_all = clean[1 - network]
+            chosen, rest = (w_all > 0.5).nonzero().flatten(), (w_all <= 0.5).nonzero().flatten()
+            index = torch.cat([chosen[number : number + 4], rest[:4]])
+            redraw(method, number)
+            one = method.drawn(drawn, index, network)
+            method.progress = float(number)
+            (task,) = method.tasks(one, look)
+            p = [
+                torch.stack([torch.softmax(look(net, x).double(), 1) for x in one.views[:2]]).mean(0)
+                for net in range(2)
+            ]
+            px, pu = p[network][:4], (p[0] + p[1])[4:] / 2
+            if number > 3:
+                px, pu = (torch.mm(q, inverse[network]).clamp(min=0) for q in (px, pu))
+            w = w_all[index[:4], None]
+            px = w * hot(labels[index[:4]]) + (1 - w) * px
+            tx, tu = (q / q.sum(1, keepdim=True) for q in (px, pu))
+            targets = torch.cat([tx, tx, tu, tu])
+            lam = float(np.random.default_rng(number).beta(4.0, 4.0))
+            other = torch.randperm(16, generator=torch.Generator().manual_seed(number))
+            targets = max(lam, 1 - lam) * targets + min(lam, 1 - lam) * targets[other]
+            z = some_logits(16, CLASSES, seed=number)
+            w_hard = torch.cat([w, w]) ** 2 if number > 2 else 1.0
+            expected = -(torch.log_softmax(z[:8], 1) * targets[:8] / w_hard).sum(1).mean()
+            probs = torch.softmax(z, 1)
+            expected = expected + 25.0 * (number - 1) / 4 * ((probs[8:] - targets[8:]) ** 2).mean()
+            expected = expected + (1 / CLASSES * torch.log(1 / CLASSES / probs.mean(0))).sum()
+            close(name, method.loss(z, task).mean(), expected)
