@@ -2,25 +2,23 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from samples import complete
 
 from noisysam import cli
 from noisysam.core.errors import UserError
+from noisysam.report.tables import read_cells, row_table, summary_table
 from noisysam.runs.config import RunConfig
-from noisysam.runs.record import RunFolder
+from noisysam.runs.record import RunFolder, load_study
 from noisysam.runs.schema import RECORD_SCHEMA
+from noisysam.runs.transfer import export_study, import_study
 from noisysam.studies import plan as plans
 from noisysam.studies import study_file, tuning
 from noisysam.studies.engines.base import CellOutcome
 from noisysam.studies.plan import Cell
 from noisysam.studies.tuning import Range, Row
-
-pytest.importorskip("optuna")
 
 STUDY = """\
 base: {dataset: digits, model: resnet8, width: 0.25, epochs: 2, train_subset: 100, lr: 0.3}
@@ -75,12 +73,12 @@ class Trainer:
         return [cell for batch in self.batches for cell in batch]
 
 
-def rows_of(path: Path, store: Path, text: str = LR) -> list[Row]:
-    return tuning.rows(path, plans.plan(path), Range.parse(text), store)
+def rows_of(path: Path, asked: str | None = LR, trials: int = 4) -> list[Row]:
+    return tuning.rows(path, [] if asked is None else [Range.parse(asked)], trials)
 
 
-def values(row: Row) -> list[float]:
-    return [row.rounded(trial.params[row.asked.field]) for trial in row.trials()]
+def values(row: Row, field: str = "lr") -> list[float]:
+    return [point[field] for point in row.points]
 
 
 # ranges
@@ -142,90 +140,94 @@ def test_fields_and_options() -> None:
         (STUDY.replace("{opt: sam}", "{opt: sam, noise: {0.4: {lr: 1}}}"), LR, "or for single noise rates"),
     ],
 )
-def test_what_cannot_be_searched(text: str, asked: str, fault: str, path: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_searched(text: str, asked: str, fault: str, path: Path) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=fault):
-        rows_of(path, tmp_path / "runs", asked)
+        rows_of(path, asked)
 
 
 # the search
 
 
 def test_every_row_has_the_same_budget(path: Path, tmp_path: Path) -> None:
-    rows, train = rows_of(path, tmp_path), Trainer(tmp_path)
-    assert tuning.search(rows, 8, tmp_path, 1, train)
-    assert [len(row.trials("COMPLETE", "PRUNED")) for row in rows] == [8, 8]
+    rows, train = rows_of(path, trials=8), Trainer(tmp_path)
+    tuning.search(rows, tmp_path, train)
+    assert tuning.over(rows, tmp_path)
+    assert [row.ended(tmp_path) for row in rows] == [8, 8]
     assert len(train.cells) == 2 * 8 * 2, "rows, trials, noise rates"
-    assert {cell.config.seed for cell in train.cells} == {3}, "the study's first seed"
+    assert {cell.config.seed for cell in train.cells} == {cell.config.noise_seed for cell in train.cells} == {1000}
     assert [values(row)[0] for row in rows] == [0.3, 0.3], "what the rows have now"
-    assert values(rows[0])[1:5] == values(rows[1])[1:5], "the same candidates, until results tell them apart"
+    assert values(rows[0]) == values(rows[1]), "the same candidates for the same range"
+    assert len(set(values(rows[0]))) == 8
     assert all(0.01 <= value <= 1 for row in rows for value in values(row))
-    keys = {(c.config.opt, c.config.lr, c.config.noise): c.key for c in train.cells}
     for cell in train.cells:  # ordinary runs
-        assert cell.key == cell.config.key(plans.Digests()(cell.config)) == keys[c_place(cell)]
-    assert tuning.search(rows, 8, tmp_path, 1, train)
+        assert cell.key == cell.config.key(plans.Digests()(cell.config))
+    tuning.search(rows, tmp_path, train)
     assert len(train.cells) == 32, "nothing more to do"
 
 
-def c_place(cell: Cell) -> tuple[str, float, float]:
-    return (cell.config.opt, cell.config.lr, cell.config.noise)
+def test_values_fill_the_range_evenly(path: Path) -> None:
+    """Of 16 values in two fields each quarter of a range has its share, on the scale of the range."""
+    path.write_text(STUDY + "search: {trials: 17, fields: {lr: {low: 0.01, high: 1, log: true},"
+                    " momentum: {low: 0.1, high: 0.9}}}\n")  # fmt: skip
+    row = rows_of(path, None)[0]
+    assert list(row.points[0].values()) == [0.3, 0.9], "the present values"
+    shares = [(math.log(p["lr"] / 0.01) / math.log(100), (p["momentum"] - 0.1) / 0.8) for p in row.points[1:]]
+    for k in (0, 1):
+        counts = [sum(n / 4 <= share[k] < (n + 1) / 4 for share in shares) for n in range(4)]
+        assert min(counts) >= 3
+    assert len({(share[0] > 0.5, share[1] > 0.5) for share in shares}) == 4
 
 
 def test_validation_at_the_last_epoch_decides(path: Path, tmp_path: Path) -> None:
     """Not the test set, whose accuracies are the other way round, and not the best epoch."""
-    rows = rows_of(path, tmp_path)
-    tuning.search(rows, 12, tmp_path, 1, Trainer(tmp_path))
+    rows = rows_of(path, trials=12)
+    tuning.search(rows, tmp_path, Trainer(tmp_path))
     for row, optimum in zip(rows, (0.1, 0.03), strict=True):
-        best = row.best()
+        best = row.best(tmp_path)
         assert best is not None
         tried = [value for value in values(row) if value <= 0.9]
-        assert best.value == min(tried, key=lambda value: abs(math.log(value / optimum)))
-        assert best.accuracy == pytest.approx(0.87 - 0.1 * abs(math.log(best.value / optimum)))  # mean over noise
+        assert best.values == {"lr": min(tried, key=lambda value: abs(math.log(value / optimum)))}
+        assert best.accuracy == pytest.approx(0.87 - 0.1 * abs(math.log(best.values["lr"] / optimum)))
         assert best.present == pytest.approx(0.87 - 0.1 * abs(math.log(0.3 / optimum)))
         assert best.trials == 12
 
 
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(path: Path, tmp_path: Path) -> None:
-    whole = rows_of(path, tmp_path / "whole")
-    tuning.search(whole, 6, tmp_path / "whole", 1, Trainer(tmp_path / "whole"))
+    whole = rows_of(path, trials=6)
+    tuning.search(whole, tmp_path / "whole", Trainer(tmp_path / "whole"))
     store = tmp_path / "parts"
     for limit in (3, 1, 7):  # runs until the time is up
-        assert not tuning.search(rows_of(path, store), 6, store, 1, Trainer(store, limit))
-    train = Trainer(store)
-    rows = rows_of(path, store)
-    assert tuning.search(rows, 6, store, 1, train)
-    assert [values(row) for row in rows] == [values(row) for row in whole]
-    assert [row.best() for row in rows] == [row.best() for row in whole]
+        tuning.search(rows_of(path, trials=6), store, Trainer(store, limit))
+        assert not tuning.over(rows_of(path, trials=6), store)
+    rows = rows_of(path, trials=6)
+    tuning.search(rows, store, Trainer(store))
+    assert tuning.over(rows, store)
+    assert [row.points for row in rows] == [row.points for row in whole]
+    assert [row.best(store) for row in rows] == [row.best(tmp_path / "whole") for row in whole]
 
 
 def test_failed_trials_count_and_never_win(path: Path, tmp_path: Path) -> None:
-    rows = rows_of(path, tmp_path, "lr=0.85:1")
-    assert tuning.search(rows, 6, tmp_path, 1, Trainer(tmp_path))
+    rows = rows_of(path, "lr=0.85:1", trials=6)
+    tuning.search(rows, tmp_path, Trainer(tmp_path))
+    assert tuning.over(rows, tmp_path)
     for row in rows:
-        assert len(row.trials("PRUNED")) == sum(value > 0.9 for value in values(row)) > 0
-        best = row.best()
-        assert best is None or (best.value <= 0.9 and best.trials == 6)
-
-
-def test_several_trials_at_once_where_there_is_room(path: Path, tmp_path: Path) -> None:
-    train = Trainer(tmp_path)
-    tuning.search(rows_of(path, tmp_path), 6, tmp_path, 8, train)
-    assert [len(batch) for batch in train.batches] == [8, 8, 8], "two trials of two rows at two rates"
-
-
-def test_another_range_or_study_is_another_search(path: Path, tmp_path: Path) -> None:
-    tuning.search(rows_of(path, tmp_path), 2, tmp_path, 1, Trainer(tmp_path))
-    assert [len(row.trials()) for row in rows_of(path, tmp_path)] == [2, 2]
-    assert all(not row.trials("COMPLETE") for row in rows_of(path, tmp_path, "lr=0.01:2:log"))
-    path.write_text(STUDY.replace("epochs: 2", "epochs: 3"))
-    assert all(not row.trials("COMPLETE") for row in rows_of(path, tmp_path))
+        assert any(value > 0.9 for value in values(row))
+        best = row.best(tmp_path)
+        assert best is not None
+        assert best.values["lr"] <= 0.9
+        assert best.trials == 6
+    rows = rows_of(path, "lr=0.95:1")
+    tuning.search(rows, tmp_path, Trainer(tmp_path))
+    with pytest.raises(UserError, match="row 'SGD': all 4 trials of its search failed"):
+        tuning.chosen(rows, plans.plan(path), tmp_path)
 
 
 def test_the_tuned_study(path: Path, tmp_path: Path) -> None:
     """The study itself, but for the values that were found."""
-    found = [tuning.Best("SAM", 0.05, 0.8, 0.7, 3)]
+    found = [tuning.Best("SAM", {"lr": 0.05}, 0.8, 0.7, 3)]
     target = tmp_path / "one-lr.yaml"
-    target.write_text(tuning.tuned(path, target, Range.parse(LR), found, plans.plan(path)))
+    target.write_text(tuning.tuned(path, target, found, rows_of(path)))
     assert "include: one.yaml" in target.read_text()
     expected = STUDY.replace("{opt: sam}", "{opt: sam, lr: 0.05}")
     path.with_name("other.yaml").write_text(expected)
@@ -235,11 +237,13 @@ def test_the_tuned_study(path: Path, tmp_path: Path) -> None:
 
 def test_options_of_the_tuned_study_are_kept_whole(path: Path, tmp_path: Path) -> None:
     path.write_text(
-        STUDY.replace("{opt: sam}", "{method: mixup, method_option: {alpha: 8}, opt: asam, opt_option: {eta: 0.02}}")
+        STUDY.replace("  SGD: {opt: sgd}\n", "").replace(
+            "{opt: sam}", "{method: mixup, method_option: {alpha: 8}, opt: asam, opt_option: {eta: 0.02}}"
+        )
     )
-    asked, target = Range.parse("opt_option.rho=0.1:2"), tmp_path / "one-rho.yaml"
-    found = [tuning.Best("SAM", 0.7, 0.8, None, 3)]
-    target.write_text(tuning.tuned(path, target, asked, found, plans.plan(path)))
+    target = tmp_path / "one-rho.yaml"
+    found = [tuning.Best("SAM", {"opt_option.rho": 0.7}, 0.8, None, 3)]
+    target.write_text(tuning.tuned(path, target, found, rows_of(path, "opt_option.rho=0.1:2")))
     (config,) = [
         c.config for c in plans.plan(target) if c.row == "SAM" and c.config.noise == 0.2 and c.config.seed == 3
     ]
@@ -248,7 +252,7 @@ def test_options_of_the_tuned_study_are_kept_whole(path: Path, tmp_path: Path) -
 
 
 def test_the_command(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Real runs; no test accuracy is shown; the file that is written is a study whose tuned cells have run."""
+    """Real runs; no test accuracy is shown; the file that is written is a study."""
     monkeypatch.chdir(path.parent)
     path.write_text(STUDY.replace("noise: [0.2, 0.4]", "noise: [0.2]").replace("  SGD: {opt: sgd}\n", ""))
     command = ["sweep", "one.yaml", "--no-track", "--search", LR, "--trials", "2"]
@@ -257,33 +261,96 @@ def test_the_command(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         assert cli._run(command) == 0
         captured = capsys.readouterr()
         texts.append(captured.out)
-        for record in Path("runs").glob("*/record.json"):
-            last = json.loads(record.read_text())["results"]["last"]
-            assert f"{100 * last:.2f} % at the last epoch" not in captured.err + captured.out
+        no_test_accuracy(captured.err + captured.out)
     assert texts[0] == texts[1], "twice changes nothing"
     assert len(list(Path("runs").glob("*/record.json"))) == 2
     assert texts[0].startswith("SAM: lr ")
     assert texts[0].endswith("2 trials\nnoisysam sweep one-lr.yaml\n")
-    first = {c.config.seed: c for c in plans.plan(Path("one-lr.yaml"))}[3]
-    assert (Path("runs") / first.key / "record.json").exists()
+    assert {c.config.seed for c in plans.plan(Path("one-lr.yaml"))} == {3, 5}
     assert not list(Path("runs").glob("studies/*.json")), "the study's plan is not touched"
 
 
-def test_without_optuna(path: Path, tmp_path: Path, no_optuna: Callable[[], None]) -> None:
-    no_optuna()
-    with pytest.raises(UserError, match=r"--search needs Optuna: pip install 'noisysam\[search\]'"):
-        rows_of(path, tmp_path)
+def no_test_accuracy(text: str) -> None:
+    for record in Path("runs").glob("*/record.json"):
+        last = json.loads(record.read_text())["results"]["last"]
+        assert f"{100 * last:.2f} % at the last epoch" not in text
 
 
-@pytest.fixture
-def no_optuna(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    import builtins
+# the search of a study file
 
-    real: Callable[..., Any] = builtins.__import__
+OWN = (
+    STUDY.replace("noise: [0.2, 0.4]", "noise: [0.2]").replace("seeds: [3, 5]", "seeds: [3]")
+    + """\
+search:
+  trials: 2
+  fields: {lr: {low: 0.01, high: 1, log: true}}
+"""
+)
 
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "optuna":
-            raise ImportError(name)
-        return real(name, *rest, **more)
 
-    return lambda: monkeypatch.setattr(builtins, "__import__", without)
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (OWN.replace("trials: 2", "trials: 0"), "line 10: search.trials"),
+        (OWN.replace("low: 0.01", "low: 2"), "line 11: search: lr: the first value must be below the second"),
+        (OWN.replace("lr: {", "rho: {"), "line 11: search rho: .*row 'SGD'"),
+        (OWN.replace("lr: {", "epochs: {"), "search: epochs: epochs is the same for all rows"),
+        (OWN.replace("  fields", "  seed: 3\n  fields"), "line 11: search.seed: 3 is a seed of the study"),
+        (OWN.replace("  fields: {lr: {low: 0.01, high: 1, log: true}}\n", ""), "row 'SGD' has no fields to search"),
+        (OWN.replace("{opt: sam}", "{opt: sam, search: {lr: 3}}"), "line 6: rows.SAM.search.lr"),
+        (
+            STUDY.replace("{opt: sam}", "{opt: sam, search: {}}"),
+            "line 6: row 'SAM' has fields to search, but",
+        ),
+    ],
+)
+def test_faults_name_their_line(text: str, fault: str, path: Path) -> None:
+    path.write_text(text)
+    with pytest.raises(UserError, match=fault):
+        both(path)
+
+
+def both(path: Path) -> tuple[list[Cell], list[Row]]:
+    return plans.plan(path), rows_of(path, None)
+
+
+def test_rows_with_fields_of_their_own(path: Path) -> None:
+    path.write_text(OWN.replace("{opt: sam}", "{opt: sam, search: {rho: {low: 0.01, high: 0.5, log: true}}}")
+                    .replace("{opt: sgd}", "{opt: sgd, search: {}}"))  # fmt: skip
+    sgd, sam = rows_of(path, None)
+    assert (sgd.trials, sgd.points) == (0, [])
+    assert values(sam, "rho")[0] == 0.1
+    assert len(sam.runs(1)) == 1
+    assert sam.runs(1)[0].config.rho == values(sam, "rho")[1]
+
+
+def test_a_study_with_a_search(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trials first, then the cells with the values that were best; the trials are runs of the store and no seeds of a
+    row; budget and values stand in the plan, the report and an archive; the second sweep has nothing to do."""
+    monkeypatch.chdir(path.parent)
+    path.write_text(OWN.replace("{opt: sam}", "{opt: sam, search: {}}"))
+    store = Path("runs")
+    assert cli._run(["sweep", "one.yaml", "--no-track", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("to do") == 4 + 1, "two trials, two cells, the sum"
+    assert cli._run(["sweep", "one.yaml", "--no-track"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("SGD: lr ")
+    (searched, _) = rows_of(path, None)
+    best = searched.best(store)
+    assert best is not None
+    plan = load_study(store, "one")
+    assert {(c["row"], c["seed"]) for c in plan["cells"]} == {("SGD", 3), ("SAM", 3)}
+    assert {c["row"]: c["config"]["lr"] for c in plan["cells"]} == {"SGD": best.values["lr"], "SAM": 0.3}
+    found = plan["search"]
+    assert (found["SGD"]["trials"], found["SAM"]["trials"]) == (2, 0)
+    assert found["SGD"]["chosen"] == best.values
+    assert found["SGD"]["runs"] == [cell.key for n in (0, 1) for cell in searched.runs(n)]
+    assert len(list(store.glob("*/record.json"))) == 2 + 2, "trials and cells"
+    assert cli._run(["sweep", "one.yaml", "--no-track"]) == 0
+    assert "2 cells, 0 to do" in capsys.readouterr().err
+    cells = read_cells(store, "one")
+    assert list(row_table(cells)["tuning"]) == [f"2 trials: lr {best.values['lr']:g}", "0 trials"]
+    assert [s["n"] for s in summary_table(cells)] == [1, 1]
+    export_study(store, "one", Path("archive"))
+    assert import_study(Path("archive"), Path("other")) == 4
+    assert searched.best(Path("other")) == best, "the choice can be verified"

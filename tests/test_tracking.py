@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 from samples import complete
 
-from noisysam import tracking
+from noisysam import cli, tracking
 from noisysam.core.errors import RunFailed, UserError
 from noisysam.core.files import write_json
 from noisysam.runs.record import RunFolder
 from noisysam.tracking import server, tracker
+from noisysam.tracking import study as study_runs
 from noisysam.tracking.client import default_uri, open_store
 from noisysam.tracking.study import sync_store
 from noisysam.tracking.tracker import Tracker
@@ -33,7 +35,13 @@ def make_record(key: str, **changes: Any) -> dict[str, Any]:
         "key": key,
         "status": "finished",
         "name": f"run {key}",
-        "config": {"dataset": "cifar10", "seed": 3, "rho": None, "method_option": {"beta": 0.7, "note": "x" * 7000}},
+        "config": {
+            "dataset": "cifar10",
+            "noise": 0.8,
+            "seed": 3,
+            "rho": None,
+            "method_option": {"beta": 0.7, "note": "x" * 7000},
+        },
         "resolved": {"device": "cpu", "device_name": "a CPU", "precision": "fp32", "compile": False, "threads": 1},
         "oracle": [],
         "noise": {"type": "symmetric", "rate": 0.8, "flip_rate": 0.72, "digest": "ab" * 32},
@@ -123,12 +131,14 @@ def test_a_finished_run_arrives_whole(tmp_path: Path, uri: str, experiment: str)
     milliseconds = [int(datetime.fromisoformat(t).timestamp() * 1000) for t in (STARTED, ENDED)]
     assert facts == ("FINISHED", *milliseconds)
     assert history["train_loss"] == [(s, 1763836000250 + 1000 * s, pytest.approx(2.0 - 0.1 * s)) for s in range(5)]
-    assert [(s, v) for s, _, v in history["test_accuracy"]] == [(1, pytest.approx(0.1)), (3, pytest.approx(0.3))]
+    assert [(s, v) for s, _, v in history["percent/test_accuracy"]] == [
+        (1, pytest.approx(10)), (3, pytest.approx(30)),
+    ]  # fmt: skip
     assert [v for _, _, v in history["stage"]] == [0, 0, 0, 1, 1]
-    assert not {"epoch", "time", "log_seconds"} & history.keys()
-    assert history["final_last"] == [(0, milliseconds[1], 0.41)]
-    assert history["final_steps"] == [(0, milliseconds[1], 30)]
-    assert "final_selected" not in history
+    assert not {"time", "log_seconds"} & history.keys()
+    assert history["final/last"] == [(0, milliseconds[1], pytest.approx(41))], "percent"
+    assert history["final/steps"] == [(0, milliseconds[1], 30)]
+    assert "final/selected" not in history
     assert params["method_option.beta"] == "0.7"
     assert params["method_option.note"] == "x" * 6000
     assert params["resolved.precision"] == "fp32"
@@ -136,7 +146,7 @@ def test_a_finished_run_arrives_whole(tmp_path: Path, uri: str, experiment: str)
     expected = {"oracle": "blind", "commit": "abc1234", "noise_digest": "ab" * 32, "device": "a CPU", "seed": "3"}
     expected |= {"study": "table4", "row": "sam"}
     assert {name: tags[f"noisysam.{name}"] for name in expected} == expected
-    assert (tags["mlflow.runName"], tags["mlflow.parentRunId"]) == ("run 00ff", "p" * 32)
+    assert (tags["mlflow.runName"], tags["mlflow.parentRunId"]) == ("sam 80 % #3", "p" * 32)
     assert inputs == [("cifar10", "ab" * 18, "training")]
     assert files == ["epochs.csv", "noise.json", "record.json", "weights.safetensors"]
     state = json.loads((folder.path / "tracking.json").read_text())
@@ -166,7 +176,7 @@ def test_epochs_are_sent_as_they_come_in_one_call_each(
     for epochs in (2, 3, 4):
         folder.write_epochs(make_epochs(epochs))
         assert tracker.sync()
-    assert calls == [3, 2, 3]  # stage, train_loss, and test_accuracy where it was measured
+    assert calls == [4, 3, 4]  # stage, epoch, train_loss, and test_accuracy where it was measured
     assert json.loads((folder.path / "tracking.json").read_text())["done"] is False
     assert [step for step, _, _ in content(uri, experiment)["00ff"][2]["train_loss"]] == [0, 1, 2, 3]
 
@@ -407,13 +417,163 @@ def test_probes_arrive_with_their_run(tmp_path: Path, uri: str, experiment: str)
     assert run.data.metrics["probe/sharpness.test.trace"] == 8.0
 
 
+def test_short_names() -> None:
+    def title(row: str | None, **config: Any) -> str:
+        return tracker.run_title({"config": {"opt": "sam", "seed": 1, **config}}, row)
+
+    assert title("SAM", noise=0.8, noise_type="symmetric") == "SAM 80 % #1"
+    assert title("SAM", noise=0.0, noise_type="symmetric") == "SAM clean #1"
+    assert title("ELR", noise=0.375, noise_type="pair") == "ELR pair 37.5 % #1"
+    assert title(None, method="elr", noise=0.0, noise_type="human:worse") == "elr sam human:worse #1"
+    assert title(None, method="ce", noise=0.2) == "sam 20 % #1"
+
+
+# what an earlier layout sent: shares under other names, cells below the run of the study, no runs of rows
+
+
+def sent_earlier(folder: RunFolder, uri: str, study: str, parent: str) -> str:
+    """Send a run as version 0.1 did; returns its identifier."""
+    client = MlflowClient(tracking_uri=uri)
+    record, lines = folder.record, folder.epochs
+    assert record is not None
+    tags = {"mlflow.runName": record["name"], "mlflow.parentRunId": parent, "noisysam.key": folder.key}
+    experiment_id = client.get_experiment_by_name(study).experiment_id
+    run_id = str(client.create_run(experiment_id, tags=tags).info.run_id)
+    for step, line in enumerate(lines):
+        time = round((line["time"] or 0) * 1000)
+        values = {n: v for n, v in line.items() if n not in ("epoch", "time", "log_seconds") and v is not None}
+        client.log_batch(run_id, metrics=[Metric(name, value, time, step) for name, value in values.items()])
+    client.log_batch(run_id, metrics=[Metric("final_last", record["results"]["last"], 1, 0)])
+    client.set_terminated(run_id)
+    state = {"uri": uri, "experiment": study, "parent": parent, "status": "finished", "ended": record["ended"],
+             "epochs_sent": len(lines), "done": True, "run_id": run_id, "experiment_id": experiment_id}  # fmt: skip
+    write_json(folder.path / "tracking.json", state)
+    return run_id
+
+
+def study_of(store: Path, name: str, lasts: dict[tuple[str, float, int], float]) -> dict[str, str]:
+    """A study with a finished run for each (row, noise, seed), none where the accuracy is NaN; its rows by key."""
+    rows, cells = {}, []
+    for number, ((row, noise, seed), last) in enumerate(lasts.items()):
+        key = f"{name}{number}"
+        config = {"dataset": "digits", "noise": noise, "noise_type": "symmetric", "seed": seed, "opt": row.lower()}
+        if not math.isnan(last):
+            make_folder(store, key, config=config, results={"last": last, "best": last})
+        rows[key] = row
+        cells.append({"row": row, "key": key, "noise": noise, "seed": seed, "config": config})
+    write_json(store / "studies" / f"{name}.json", {"schema": 1, "file": "", "name": name, "cells": cells})
+    return rows
+
+
+def kinds(uri: str, study: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The run of a study, those of its rows by name, those of its cells by key."""
+    found = runs(uri, study)
+    (whole,) = [run for run in found if run.data.tags.get("noisysam.kind") == "study"]
+    rows = {r.data.tags["noisysam.row"]: r for r in found if r.data.tags.get("noisysam.kind") == "row"}
+    cells = {r.data.tags["noisysam.key"]: r for r in found if "noisysam.key" in r.data.tags}
+    assert len(found) == 1 + len(rows) + len(cells), "nothing twice"
+    return whole, rows, cells
+
+
+def curve(uri: str, run: Any, name: str) -> list[Any]:
+    history = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, name)
+    return [(m.step, pytest.approx(m.value)) for m in sorted(history, key=lambda m: m.step)]
+
+
+def test_rows_of_a_study_draw_accuracy_against_noise(tmp_path: Path, uri: str) -> None:
+    study, waiting = "rows", float("nan")
+    lasts = {("SGD", 0.0, 0): 0.8, ("SGD", 0.0, 1): 0.9, ("SGD", 0.8, 0): 0.3, ("SGD", 0.8, 1): 0.2}
+    lasts |= {("SAM", 0.0, 0): 0.85, ("SAM", 0.0, 1): 0.95, ("SAM", 0.8, 0): 0.5, ("SAM", 0.8, 1): waiting}
+    rows = study_of(tmp_path, study, lasts)
+    parent = study_runs.open_study(uri, study)
+    opened = study_runs.open_rows(uri, study, parent, ["SGD", "SAM"])
+    assert study_runs.sync_study(tmp_path, rows, uri, study, parent) == (7, 0)
+    whole, found, cells = kinds(uri, study)
+    assert whole.info.run_id == parent
+    assert {name: run.info.run_id for name, run in found.items()} == opened
+    assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent}
+    assert all(run.data.tags["mlflow.parentRunId"] == opened[rows[key]] for key, run in cells.items())
+    assert cells["rows2"].data.tags["mlflow.runName"] == "SGD 80 % #0"
+    assert curve(uri, found["SGD"], "mean/last") == [(0, 85), (80, 25)]
+    assert curve(uri, found["SGD"], "sd/last") == [(0, 5 * 2**0.5), (80, 5 * 2**0.5)]
+    assert curve(uri, found["SAM"], "mean/last") == [(0, 90)], "80 % waits for a seed"
+    assert found["SAM"].data.metrics["last at 80"] == pytest.approx(50), "the mean so far"
+    assert (found["SGD"].info.status, found["SAM"].info.status) == ("FINISHED", "SCHEDULED")
+    assert found["SGD"].info.start_time > found["SAM"].info.start_time, "listed in their order, the newest first"
+    view = json.loads(MlflowClient(tracking_uri=uri).get_experiment_by_name(study).tags["mlflow.sharedViewState.table"])
+    assert view["selectedColumns"][:2] == ["metrics.`last at 0`", "metrics.`last at 80`"]
+    assert study_runs.sync_study(tmp_path, rows, uri, study, parent) == (0, 0)
+
+    study_of(tmp_path, study, {**lasts, ("SAM", 0.8, 1): 0.4})
+    assert study_runs.sync_study(tmp_path, rows, uri, study, parent) == (1, 0)
+    later = kinds(uri, study)[1]
+    assert later["SAM"].info.run_id == opened["SAM"]
+    assert curve(uri, later["SAM"], "mean/last") == [(0, 90), (80, 45)]
+    assert later["SAM"].data.metrics["last at 80"] == pytest.approx(45)
+    assert later["SAM"].info.status == "FINISHED"
+
+    rows = study_of(tmp_path, study, {**lasts, ("SAM", 0.8, 1): 0.4, ("SGD", 0.8, 2): 0.7})  # a seed that was added
+    assert study_runs.sync_study(tmp_path, rows, uri, study, parent)[1] == 0
+    _, found, cells = kinds(uri, study)
+    assert curve(uri, found["SGD"], "mean/last") == [(0, 85), (80, 40)], "one point at each rate"
+    assert all(r.data.tags["mlflow.parentRunId"] == found[rows[key]].info.run_id for key, r in cells.items())
+
+
+def test_a_store_of_the_earlier_layout(tmp_path: Path, uri: str) -> None:
+    """Its runs get what they lack, and nothing is there twice."""
+    study = "old"
+    rows = study_of(tmp_path, study, {("SGD", 0.0, 0): 0.8, ("SGD", 0.4, 0): 0.6})
+    parent = study_runs.open_study(uri, study)
+    before = {key: sent_earlier(RunFolder(tmp_path, key), uri, study, parent) for key in rows}
+    assert study_runs.sync_study(tmp_path, rows, uri, study, parent) == (2, 0)
+    _, found, cells = kinds(uri, study)
+    assert {key: run.info.run_id for key, run in cells.items()} == before
+    assert {run.data.tags["mlflow.parentRunId"] for run in cells.values()} == {found["SGD"].info.run_id}
+    assert cells["old1"].data.tags["mlflow.runName"] == "SGD 40 % #0"
+    assert curve(uri, cells["old0"], "train_loss") == [(s, 2.0 - 0.1 * s) for s in range(5)]
+    assert curve(uri, cells["old0"], "stage") == [(s, s // 3) for s in range(5)]
+    assert curve(uri, cells["old0"], "percent/test_accuracy") == [(1, 10), (3, 30)]
+    assert curve(uri, cells["old0"], "final/last") == [(0, 80)]
+    assert curve(uri, found["SGD"], "mean/last") == [(0, 80), (40, 60)]
+    assert study_runs.sync_study(tmp_path, rows, uri, study, parent) == (0, 0)
+    assert sync_store(tmp_path, uri) == (0, 0)
+
+
+def test_the_command_sends_studies_with_their_rows(
+    tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study_of(tmp_path, "whole", {("SGD", 0.0, 0): 0.8, ("SAM", 0.0, 0): 0.9})
+    make_folder(tmp_path, "alone")
+    command = ["sync", "--store", str(tmp_path), "--tracking-uri", uri]
+    assert cli._run(command) == 0
+    assert capsys.readouterr().out == "3 records sent, 0 failed\n"
+    whole, rows, cells = kinds(uri, "whole")
+    assert (whole.info.status, set(rows), set(cells)) == ("FINISHED", {"SGD", "SAM"}, {"whole0", "whole1"})
+    assert cli._run(command) == 0
+    assert capsys.readouterr().out == "0 records sent, 0 failed\n"
+
+
+def test_a_run_ends_with_its_page(tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder(tmp_path)
+    assert Tracker(folder, uri, "noisysam").sync(final=True)
+    (run,) = [run for run in runs(uri, "noisysam") if run.data.tags["noisysam.key"] == "00ff"]
+    path = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    cli.runs._show_page(folder, uri, "noisysam", None)
+    said = capsys.readouterr().out
+    assert said == f"  MLflow: {path}  (while `noisysam ui` is running, at the address that it prints)\n"
+    cli.runs._show_page(folder, "http://me:secret@server:5000/", "noisysam", None)
+    assert capsys.readouterr().out == f"  MLflow: http://server:5000{path}\n"
+    cli.runs._show_page(make_folder(tmp_path, "aa"), uri, "noisysam", None)
+    assert capsys.readouterr().out == "", "it was not sent"
+
+
 def test_views_are_tags_of_every_experiment(uri: str, experiment: str) -> None:
     client = MlflowClient(tracking_uri=uri)
     old = client.create_experiment(experiment)
     assert open_store(uri, experiment) == old  # one that was there before the views were
     found = client.get_experiment(old).tags
     view = json.loads(found["mlflow.sharedViewState.runs"])
-    assert view["orderByKey"] == "metrics.`final_last`"
+    assert view["orderByKey"] == "metrics.`final/last`"
     assert "tags.`noisysam.row`" in view["selectedColumns"]
 
 
@@ -423,10 +583,13 @@ def test_the_report_hangs_on_the_run_of_its_study(tmp_path: Path, uri: str, expe
         (tmp_path / name).write_text(name)
     assert not tracking.send_report(uri, experiment, tmp_path, "| row |")  # nothing is known of the study
     parent = tracking.open_study(uri, experiment)
-    assert tracking.send_report(uri, experiment, tmp_path, "| row |")
+    text = "![figure](figures/accuracy.svg)\n| row [1, 2] (n=5) |"
+    assert tracking.send_report(uri, experiment, tmp_path, text)
     client = MlflowClient(tracking_uri=uri)
     assert {a.path for a in client.list_artifacts(parent)} == {"report.html", "tables", "figures"}
-    assert client.get_run(parent).data.tags["mlflow.note.content"].endswith("| row |")
+    note = client.get_run(parent).data.tags["mlflow.note.content"]
+    assert note.endswith("| row \\[1, 2\\] (n=5) |"), "MLflow would take the interval for a link"
+    assert "figure" not in note
     assert not tracking.send_report(f"sqlite:///{tmp_path}/none.db", experiment, tmp_path, "")
     assert not (tmp_path / "none.db").exists()
 

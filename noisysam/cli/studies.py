@@ -86,8 +86,8 @@ def bundled(name: str) -> Path:
 @click.option("--dry-run", is_flag=True, help="list the cells and estimate the remaining cost")
 @click.option("--status", is_flag=True, help="show the state of the study; works from any terminal")
 @click.option(
-    "--search", "searched", metavar="FIELD=LOW:HIGH[:log]",
-    help="tune a field for each row on noisy validation labels instead (Optuna), and write a study file",
+    "--search", "searched", metavar="FIELD=LOW:HIGH[:log]", multiple=True,
+    help="tune a field for each row on noisy validation labels instead, and write a study file; repeatable",
 )  # fmt: skip
 @click.option("--trials", type=click.IntRange(1), default=10, show_default=True, help="values per row for --search")
 def sweep(
@@ -102,7 +102,7 @@ def sweep(
     retry_failed: bool,
     dry_run: bool,
     status: bool,
-    searched: str | None,
+    searched: tuple[str, ...],
     trials: int,
     **how: Any,
 ) -> None:
@@ -110,10 +110,10 @@ def sweep(
 
     Finished cells are skipped and interrupted ones resume, so the same command continues a sweep that was stopped. A
     failed run does not stop the others; failures are listed at the end, with exit code 1. Several sweeps of one study
-    may run at the same time.
+    may run at the same time. A study with a search trains its trials first.
     """
     from noisysam.studies import plan as plans
-    from noisysam.studies import selection, study_file
+    from noisysam.studies import selection, study_file, tuning
     from noisysam.studies.engines import choice
 
     path = Path(file) if Path(file).suffix or Path(file).exists() else bundled(file)
@@ -123,19 +123,27 @@ def sweep(
         _status(name, selection.select(plans.load(store, name), only, shard), store)
         return
     plan = plans.plan(path, data_dir)
-    selection.check_precision(plan)
+    rows = tuning.rows(path, [tuning.Range.parse(text) for text in searched], trials, data_dir)
+    if rows and tuning.over(rows, store):
+        plan = tuning.chosen(rows, plan, store)
     cells = selection.select(plan, only, shard)
     if dry_run:
-        _list_cells(cells, store)
+        _list_cells([*tuning.trials(rows), *([] if searched else cells)], store)
         return
     deadline = None if limit is None else time.time() + 60 * limit
     with closing(choice.choose(how.pop("engine"), store, **how)) as engine:
-        if searched is not None:
-            uri = store_uri(tracking_uri, no_track)
-            _search(path, cells, store, engine, uri, searched, trials, deadline)
-            return
-        name = plans.save(path, plan, store)
         uri = store_uri(tracking_uri, no_track)
+        if rows:
+            _search(path, rows, store, engine, uri, deadline)
+            if not tuning.over(rows, store):
+                return
+            if searched:
+                _write_tuned(path, rows, store)
+                return
+            plan = tuning.chosen(rows, plan, store)
+            cells = selection.select(plan, only, shard)
+        selection.check_precision(plan)
+        name = plans.save(path, plan, store, tuning.facts(rows, store))
         done = _train(name, cells, store, engine, uri, study_file.read(path).retries, retry_failed, deadline)
     _raise_failed(done)
     if done.left:
@@ -197,9 +205,10 @@ def _train(
     from noisysam.studies import sweep as sweeping
     from noisysam.training.progress import note, percent
 
-    parent = _parent(uri, name)
+    parent = _parent(uri, name, store)
     show = not engine.parallel and not sys.stderr.isatty()
-    job = sweeping.TrainCell(store, uri, name, parent, engine.threads, show and not blind, deadline)
+    parents = _row_parents(uri, name, parent, cells)
+    job = sweeping.TrainCell(store, uri, name, parents, engine.threads, show and not blind, deadline)
     running = sweeping.Sweep(cells, store, job, engine, retries, retry_failed, deadline)
     note(f"{name}: {len(running.cells)} cells, {running.left} to do")
     try:
@@ -220,7 +229,7 @@ def _train(
     return running
 
 
-def _parent(uri: str | None, name: str) -> str | None:
+def _parent(uri: str | None, name: str, store: Path, wait: float | None = None) -> str | None:
     """The study's run in MLflow; None if tracking is off or the store cannot be reached."""
     if uri is None:
         return None
@@ -228,22 +237,38 @@ def _parent(uri: str | None, name: str) -> str | None:
     from noisysam.training.progress import note
 
     try:
-        return tracking.open_study(uri, name)
+        return tracking.open_study(uri, name, store, wait)
     except (RunFailed, UserError) as error:
-        note(f"noisysam: warning: {error}; `noisysam track --sync` sends the records later")
+        note(f"noisysam: warning: {error}; `noisysam sync` sends the records later")
         return None
 
 
+def _row_parents(uri: str | None, name: str, parent: str | None, cells: Sequence[Any]) -> dict[str, str]:
+    """The runs of the study's rows in MLflow, by row; empty if tracking is off or the store cannot be reached."""
+    if uri is None or parent is None:
+        return {}
+    from noisysam import tracking
+    from noisysam.training.progress import note
+
+    try:
+        return tracking.open_rows(uri, name, parent, [cell.row for cell in cells])
+    except (RunFailed, UserError) as error:
+        note(f"noisysam: warning: {error}; `noisysam sync` sends the records later")
+        return {}
+
+
 def _sync(name: str, sweep: Any, uri: str, parent: str | None) -> None:
-    """Send records that are missing in MLflow, and end the study's run there."""
+    """Send records that are missing in MLflow, and end the study's run there; all of it within one limit."""
     from noisysam import tracking
 
-    parent = parent or _parent(uri, name)
+    deadline = tracking.Deadline()
+    parent = parent or _parent(uri, name, sweep.store, deadline.left())
     if parent is None:
         return
-    tracking.sync_study(sweep.store, {cell.key: cell.row for cell in sweep.cells}, uri, name, parent)
+    rows = {cell.key: cell.row for cell in sweep.cells}
+    tracking.sync_study(sweep.store, rows, uri, name, parent, wait=deadline.left())
     counts = {"finished": sweep.finished, "failed": len(sweep.failed), "left": sweep.left}
-    tracking.close_study(uri, parent, counts)
+    tracking.close_study(uri, parent, counts, wait=deadline.left())
 
 
 def _raise_failed(sweep: Any) -> None:
@@ -254,39 +279,37 @@ def _raise_failed(sweep: Any) -> None:
         )
 
 
-def _search(
-    path: Path,
-    cells: Sequence[Any],
-    store: Path,
-    engine: Any,
-    uri: str | None,
-    searched: str,
-    trials: int,
-    deadline: float | None,
-) -> None:
-    """Tune one field for each row, print the best values and write a tuned study file to the working directory."""
+def _search(path: Path, rows: Sequence[Any], store: Path, engine: Any, uri: str | None, deadline: float | None) -> None:
+    """Train the trials of the rows and print the best values."""
     from noisysam.studies import study_file, tuning
     from noisysam.training.progress import percent
 
-    asked, retries = tuning.Range.parse(searched), study_file.read(path).retries
-    rows = tuning.rows(path, cells, asked, store)
+    name, retries = study_file.study_name(path), study_file.read(path).retries
 
     def train(some: list[Any]) -> list[Any]:
-        done = _train(f"{path.stem}-search", some, store, engine, uri, retries, deadline=deadline, blind=True)
+        done = _train(f"{name}-search", some, store, engine, uri, retries, deadline=deadline, blind=True)
         return list(done.failed.values())
 
-    whole = tuning.search(rows, trials, store, engine.width(), train)
-    found = [best for row in rows if (best := row.best()) is not None]
-    for best in found:
+    tuning.search(rows, store, train)
+    for best in (best for row in rows if (best := row.best(store)) is not None):
         present = "" if best.present is None else f", {percent(best.present)} % with the present value"
         accuracy = f"{percent(best.accuracy)} % on noisy validation labels{present}"
-        click.echo(f"{best.row}: {asked.field} {best.value:g}, {accuracy}; {best.trials} trials")
-    if not whole:
-        left = sum(trials - len(row.trials("COMPLETE", "PRUNED")) for row in rows)
-        _note_left(left, trials * len(rows))
-    elif found:
-        target = Path(f"{path.stem}-{asked.field.replace('.', '-')}.yaml")
-        target.write_text(tuning.tuned(path, target, asked, found, cells))
+        values = ", ".join(f"{field} {value:g}" for field, value in best.values.items())
+        click.echo(f"{best.row}: {values}, {accuracy}; {best.trials} trials")
+    left = sum(row.trials - row.ended(store) for row in rows)
+    if left:
+        _note_left(left, sum(row.trials for row in rows))
+
+
+def _write_tuned(path: Path, rows: Sequence[Any], store: Path) -> None:
+    """Write a study file with the best values of its rows to the working directory."""
+    from noisysam.studies import tuning
+
+    found = [best for row in rows if (best := row.best(store)) is not None]
+    if found:
+        fields = "-".join(asked.field.replace(".", "-") for asked in rows[0].ranges)
+        target = Path(f"{path.stem}-{fields}.yaml")
+        target.write_text(tuning.tuned(path, target, found, rows))
         click.echo(f"noisysam sweep {target}")
 
 
@@ -310,8 +333,8 @@ def report(
     plugin: Path | None,
     as_json: bool,
 ) -> None:
-    """Write the report of each STUDY from its finished runs, and print its tables. The report is attached to the
-    study's MLflow run, if there is one."""
+    """Write the report of each STUDY (a name, or a study file) from its finished runs, and print its tables. The
+    report is attached to the study's MLflow run, if there is one."""
     from noisysam import tracking
     from noisysam.runs.record import study_names
     from noisysam.runs.transfer import import_study
@@ -325,8 +348,15 @@ def report(
         if archive is not None:
             store = Path(temporary)
             import_study(archive, store)
-        for study in studies or study_names(store):
+        for study in map(_named, studies) if studies else study_names(store):
             _report(study, store, out, as_json, uri)
+
+
+def _named(study: str) -> str:
+    """The name of a study that is given by its name or by its file."""
+    from noisysam.studies.study_file import study_name
+
+    return study_name(Path(study)) if Path(study).suffix in (".yaml", ".yml") else study
 
 
 def _report(study: str, store: Path, out: Path, as_json: bool, uri: str | None) -> None:
@@ -354,6 +384,7 @@ def export(study: str, target: Path, store: Path, weights: bool, unfinished: boo
     """Copy the finished runs of STUDY to the folder TARGET: records, label files, configurations, digests."""
     from noisysam.runs.transfer import export_study
 
+    study = _named(study)
     click.echo(
         f"{export_study(store, study, target, weights, unfinished)} finished runs of {study} were copied to {target}"
     )

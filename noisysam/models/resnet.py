@@ -43,7 +43,7 @@ class ResNet(nn.Module):
 
 
 class Scalable(ABC):
-    """What the models of this package are."""
+    """An architecture of this package, whose channels are multiplied by --width: see ``networks.build``."""
 
     @abstractmethod
     def __call__(self, classes: int, channels: int, scale: Callable[[int], int], norm: str) -> ResNet:

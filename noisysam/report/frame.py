@@ -61,6 +61,7 @@ COLUMNS = {  # of `results` and of results.csv; tests hold them against both
     "beside_others": "whether the run shared its kind of CPU with another run of the study at the same time",
     "sparse": "whether it was evaluated less often than every tenth of the run: then selected and best are empty",
     "collapsed": "whether nearly all test images were predicted as one class; empty where that is not known",
+    "search_trials": "trials with which its row was tuned on noisy validation labels; empty: a study without search",
     "started": "start, UTC",
     "ended": "end, UTC",
     **{m.name: f"{m.title[0].lower()}{m.title[1:]}" for m in MEASURES if m.result},

@@ -222,6 +222,9 @@ def _check_study(archive: Archive, study: str) -> None:
     name, plan = f"studies/{study}.json", archive.studies[study]
     if plan["name"] != study:
         raise archive.fault(name, f"it is the plan of study {plan['name']!r}")
+    for row, search in plan.get("search", {}).items():
+        if not all(re.fullmatch(RUN, key) for key in search["runs"]):
+            raise archive.fault(name, f"search of row {row!r}: a run of it is no key")
     for cell in plan["cells"]:
         config, where = cell["config"], f"row {cell['row']!r}, seed {cell['seed']}"
         if not re.fullmatch(RUN, cell["key"]):

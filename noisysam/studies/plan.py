@@ -4,7 +4,7 @@ What is run of it, and how, is in ``sweep``.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from noisysam.runs.config import RunConfig, validate
 from noisysam.runs.problem import load_dataset, noise_labels, weights_digest
 from noisysam.runs.schema import RECORD_SCHEMA
 from noisysam.runs.summary import noise_name
-from noisysam.studies.study_file import Lines, Place, StudyFile, Values, _read, read
+from noisysam.studies.study_file import Lines, Place, StudyFile, Values, read, read_lines
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,16 @@ class Cell:
 # planning
 
 
-def plan(path: Path, data_dir: Path | None = None) -> list[Cell]:
+def plan(path: Path, data_dir: Path | None = None, seeds: Sequence[int] | None = None) -> list[Cell]:
     """All cells of a study file, validated, ordered by seed, grid point and row, so that runs that are compared are
-    adjacent."""
-    study, lines = _read(path)
+    adjacent. ``seeds``: in place of the study's. Values that a search is to find are those of the file."""
+    study, lines = read_lines(path)
     own_seeds = _own_seeds(path, study, lines)
+    for row in study.rows:
+        study.row_search(row, lines.at(path, ("rows", row, "search")))
+        study.rows[row].pop("search", None)
+    if seeds is not None:
+        study.seeds, own_seeds = list(seeds), {}
     _check(path, study, lines)
     digests, used = Digests(), set()
     for_rate = {row: _for_rate(study.base, values) for row, values in study.rows.items()}
@@ -232,11 +237,11 @@ def _unequal(first: Cell, cell: Cell) -> str:
 # keeping
 
 
-def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
+def save(path: Path, cells: Sequence[Cell], store: Path, search: Mapping[str, Any] | None = None) -> str:
     """Write the plan of a study to the store and return its name, that of its file where the file gives none.
 
     The seeds of the first plan remain the planned seeds. Seeds that are added to the file later are listed separately,
-    with the date on which they were first seen.
+    with the date on which they were first seen. ``search``: what ``tuning.facts`` says of the search for its rows.
     """
     study = read(path)
     name = study.name or path.stem
@@ -253,6 +258,7 @@ def save(path: Path, cells: Sequence[Cell], store: Path) -> str:
         "file": path.read_text(),
         "published": study.published,
         "claims": study.claims,
+        **({"search": dict(search)} if search else {}),
         "planned_seeds": planned,
         "added_seeds": added,
         "cells": [

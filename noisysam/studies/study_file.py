@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from noisysam.core import plugins
 from noisysam.core.errors import UserError
@@ -21,6 +21,30 @@ Values = dict[str, Any]
 
 
 Place = tuple[Any, ...]  # where something stands in a file: ("rows", "SAM", "rho")
+
+
+class SearchRange(BaseModel):
+    """Values of one field that a search tries."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    low: float = Field(description="smallest value")
+    high: float = Field(description="largest value")
+    log: bool = Field(False, description="whether values are spread evenly over their logarithm")
+
+
+class SearchSettings(BaseModel):
+    """The search of a study: the same number of trials for every row."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    trials: int = Field(ge=1, le=1000, description="trials of each row; the first one has the row's present values")
+    fields: dict[str, SearchRange] = Field(
+        default={}, description="fields that are tuned, such as lr or opt_option.rho, each with its range"
+    )
+    seed: int = Field(
+        default=1000, ge=0, description="seed of the trials and of the values tried; none of the study's seeds"
+    )
 
 
 class StudyFile(BaseModel):
@@ -45,11 +69,28 @@ class StudyFile(BaseModel):
         " without rows, each combination of the grid's other fields than noise is one",
     )
     seeds: list[int] = Field([0], min_length=1, description="seeds; the noise seed is the same number")
+    search: SearchSettings | None = Field(
+        None,
+        description="tune fields for each row on noisy validation labels before the study is run: {trials: 8, fields:"
+        " {lr: {low: 0.01, high: 1, log: true}}}; `search` in a row names fields of its own, {} none",
+    )
     retries: int = Field(0, ge=0, description="how often a failed run is tried again")
     published: str | list[str] | None = Field(
         None, description="published tables to print beside, such as sam-table4; a name or a list"
     )
     claims: list[Values] = Field([], description="what the report tests")
+
+    def row_search(self, row: str, where: str) -> dict[str, SearchRange] | None:
+        """The fields that a row names for the search; None if it names none. ``UserError`` if the study has no
+        search."""
+        if "search" not in self.rows[row]:
+            return None
+        if self.search is None:
+            raise UserError(f"{where}: row {row!r} has fields to search, but the study has no search: give its trials")
+        try:
+            return TypeAdapter(dict[str, SearchRange]).validate_python(self.rows[row]["search"])
+        except ValidationError as error:
+            raise UserError(f"{where}: rows.{row}.search.{explain(error, prefix='')}") from None
 
 
 # reading
@@ -78,7 +119,7 @@ class Lines(dict[Place, tuple[Path, int]]):
 
 def read(path: Path) -> StudyFile:
     """Parse a study file and its includes; ``UserError`` names the file, the line and the field."""
-    return _read(path)[0]
+    return read_lines(path)[0]
 
 
 def study_name(path: Path) -> str:
@@ -86,9 +127,10 @@ def study_name(path: Path) -> str:
     return (path.is_file() and read(path).name) or path.stem
 
 
-def _read(path: Path) -> tuple[StudyFile, Lines]:
+def read_lines(path: Path) -> tuple[StudyFile, Lines]:
+    """A study file and the line of each of its fields."""
     content, lines = _content(path)
-    if content.get("rows", {}) == {}:
+    if content.get("grid") and content.get("rows", {}) == {}:
         content |= _rows_of_grid(content.get("grid", {}))
     try:
         study = StudyFile.model_validate(content)

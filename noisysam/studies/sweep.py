@@ -4,9 +4,9 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -209,13 +209,13 @@ class StopAtDeadline:
 
 @dataclass(frozen=True)
 class TrainCell:
-    """The job of a sweep: train one cell. If ``uri`` is given, it is tracked as a child of the MLflow run ``parent``.
-    Errors are returned in the outcome."""
+    """The job of a sweep: train one cell. If ``uri`` is given, it is tracked as a child of the MLflow run of its row
+    (``parents``). Errors are returned in the outcome."""
 
     store: Path
     uri: str | None = None
     experiment: str = "noisysam"
-    parent: str | None = None
+    parents: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     show: bool = False
     deadline: float | None = None
@@ -232,7 +232,7 @@ class TrainCell:
             torch.set_num_threads(self.threads)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compile_cache()))
         display = Display(cell.config, cpu=False) if self.show else None
-        tracker = tracker_for(self.uri, self.experiment, cell.row, self.parent)
+        tracker = tracker_for(self.uri, self.experiment, cell.row, self.parents.get(cell.row))
         progress = StopAtDeadline(display, self.deadline)
         try:
             fit(cell.config, dataset=dataset, store=self.store, tracker=tracker, progress=progress)

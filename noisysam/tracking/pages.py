@@ -4,7 +4,7 @@ MLflow stores a shared view of its run list as a tag of the experiment, and a pa
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +13,7 @@ from noisysam.runs.record import RunFolder
 from noisysam.tracking.state import sent
 
 TAG = "mlflow.sharedViewState."
+NOTE = "mlflow.note.content"
 
 
 COLUMNS = (
@@ -20,17 +21,17 @@ COLUMNS = (
     "params.`noise_type`",
     "params.`noise`",
     "params.`seed`",
-    *(f"metrics.`final_{measure.name}`" for measure in measures.shown("pages")),
-    "metrics.`final_gradient_evaluations`",
-    "metrics.`final_train_seconds`",
+    *(f"metrics.`final/{measure.name}`" for measure in measures.shown("pages")),
+    "metrics.`final/gradient_evaluations`",
+    "metrics.`final/train_seconds`",
     "tags.`noisysam.oracle`",
     "tags.`noisysam.collapsed`",
 )
 
 
 SEEN: dict[str, Any] = {
-    "searchFilter": "",
-    "orderByKey": "metrics.`final_last`",
+    "searchFilter": "tags.`noisysam.key` LIKE '%'",
+    "orderByKey": "metrics.`final/last`",
     "orderByAsc": False,
     "startTime": "ALL",
     "lifecycleFilter": "Active",
@@ -41,32 +42,71 @@ SEEN: dict[str, Any] = {
 }
 
 
-BY_ROW = [{"mode": "tag", "groupByData": "noisysam.row"}, {"mode": "param", "groupByData": "noise"}]
+BY_CELL = [{"mode": "tag", "groupByData": "noisysam.cell"}]
 
 
 # the charts shown at first; clearing the search field shows all of them
-CHARTS = tuple(measure.column or f"final_{measure.name}" for measure in measures.shown("charts"))
+CHARTS = tuple(
+    f"{'percent/' if measure.percent else ''}{measure.column}" if measure.column else f"final/{measure.name}"
+    for measure in measures.shown("charts")
+)
 
 
-VIEWS: dict[str, dict[str, Any]] = {
+VIEWS: dict[str, dict[str, Any]] = {  # of every experiment
     "runs": SEEN,
     "rows": {
         **SEEN,
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": BY_ROW},
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": BY_CELL},
         "chartsSearchFilter": f"^({'|'.join(CHARTS)})$",
     },
 }
 
 
-def tags() -> dict[str, str]:
-    """The views as tags of an experiment."""
-    return {f"{TAG}{name}": json.dumps(view) for name, view in VIEWS.items()}
+PAGES = {  # what a page is called, the view that it opens, and its mode
+    "rows": ("table", ""),
+    "accuracy against noise": ("curves", "&compareRunsMode=CHART"),
+    "runs": ("runs", ""),
+    "charts by row and noise rate": ("rows", "&compareRunsMode=CHART"),
+}
 
 
-def pages(experiment_id: str) -> dict[str, str]:
-    """The addresses of two pages, relative to the server's root: a table of runs, and charts of means over seeds."""
+def tags(columns: Sequence[str] = ()) -> dict[str, str]:
+    """The views as tags of an experiment. ``columns``: metrics of the rows of a study, which has two views more."""
+    views = dict(VIEWS)
+    if columns:
+        seen = {
+            **SEEN,
+            "searchFilter": "tags.`noisysam.kind` = 'row'",
+            "orderByKey": "attributes.start_time",
+            "selectedColumns": [
+                *(f"metrics.`{column}`" for column in columns),
+                *(f"tags.`noisysam.{name}`" for name in ("oracle", "search", "collapsed")),
+            ],
+        }
+        views |= {"table": seen, "curves": {**seen, "chartsSearchFilter": "^(mean|sd)/"}}
+    return {f"{TAG}{name}": json.dumps(view) for name, view in views.items()}
+
+
+def pages(experiment_id: str, tags: Mapping[str, str]) -> dict[str, str]:
+    """The addresses of the pages of an experiment with these tags, relative to the server's root: of a study its rows
+    and their curves first, then the runs, and charts of means over seeds."""
     runs = f"/#/experiments/{experiment_id}/runs?viewStateShareKey="
-    return {"runs": f"{runs}runs", "charts by row and noise rate": f"{runs}rows&compareRunsMode=CHART"}
+    return {what: f"{runs}{view}{mode}" for what, (view, mode) in PAGES.items() if f"{TAG}{view}" in tags}
+
+
+def run_page(folder: RunFolder, experiment: str) -> str | None:
+    """The address, relative to the server's root, of a run's page; None if it was not sent."""
+    state = sent(folder, experiment)
+    if not (state.get("experiment_id") and state.get("run_id")):
+        return None
+    return f"/#/experiments/{state['experiment_id']}/runs/{state['run_id']}"
+
+
+def note(text: str) -> str:
+    """Markdown as MLflow's pages show it: pictures, which it does not have, are left out, and brackets, which it takes
+    for links even before a space, are escaped."""
+    lines = [line for line in text.splitlines() if not line.startswith("![")]
+    return "\n".join(line.replace("[", "\\[").replace("]", "\\]") for line in lines)
 
 
 def side_by_side(experiment_ids: Sequence[str], run_ids: Sequence[str]) -> str:

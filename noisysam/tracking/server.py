@@ -66,7 +66,9 @@ def pages(uri: str, study: str | None = None) -> dict[str, str]:
             names = ", ".join(e.name for e in client.search_experiments() if e.name != "Default")
             raise UserError(f"MLflow store {shown(uri)} has no study {study!r} (known: {names or 'none'})")
         newest = [found]
-    return {f"{e.name}, {what}": page for e in newest for what, page in mlflow_pages.pages(e.experiment_id).items()}
+    return {
+        f"{e.name}, {what}": page for e in newest for what, page in mlflow_pages.pages(e.experiment_id, e.tags).items()
+    }
 
 
 def _has_display() -> bool:

@@ -11,6 +11,9 @@ from noisysam.tracking.address import shown
 NAME = "tracking.json"
 
 
+LAYOUT = 2  # of what is sent: raised when names, units or parents change, so that runs sent before are completed
+
+
 NAMES = ("uri", "experiment", "experiment_id", "run_id", "parent")  # entries that are strings
 
 
@@ -45,7 +48,12 @@ def complete(
     folder: RunFolder, uri: str, experiment: str, record: Mapping[str, Any], epochs: int, parent: str | None = None
 ) -> dict[str, Any]:
     """The entries of tracking.json after a record with this many epochs was sent completely."""
-    facts: dict[str, Any] = {"status": record.get("status"), "ended": record.get("ended"), "epochs_sent": epochs}
+    facts: dict[str, Any] = {
+        "layout": LAYOUT,
+        "status": record.get("status"),
+        "ended": record.get("ended"),
+        "epochs_sent": epochs,
+    }
     parents = {} if parent is None else {"parent": parent}
     return {"uri": shown(uri), "experiment": experiment, **parents, **facts, **probed(folder), "done": True}
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from mlflow.entities import Metric
 
 from noisysam.core.errors import RunFailed, UserError
 from noisysam.runs.record import RunFolder
+from noisysam.tracking import pages
 from noisysam.tracking.address import EXPERIMENT, Warn, shown, sqlite_path, to_warnings
 from noisysam.tracking.client import identifier, locked, one_line, open_store, reach
-from noisysam.tracking.state import probed, sent
+from noisysam.tracking.rows import Rows, places, searches, view_tags
+from noisysam.tracking.state import LAYOUT, is_complete, probed, sent
 from noisysam.tracking.tracker import NOTE, STATUS, Tracker
 
 
@@ -96,22 +98,65 @@ def close_study(uri: str, run_id: str, counts: Mapping[str, int], warn: Warn = t
         warn(f"the study's run in MLflow stays open ({one_line(error)})")
 
 
+def open_rows(uri: str, study: str, parent_run_id: str, names: Sequence[str]) -> dict[str, str]:
+    """The MLflow run of each row of a study, created if needed: name -> identifier."""
+    experiment_id = open_store(uri, study)
+    try:
+        with locked(sqlite_path(uri)):
+            return Rows(MlflowClient(tracking_uri=uri), experiment_id, study, parent_run_id).open(names)
+    except Exception as error:
+        raise RunFailed(f"MLflow store {shown(uri)} cannot be used: {one_line(error)}") from error
+
+
+def _write_rows(store: Path, rows: Mapping[str, str], uri: str, study: str, parent: str) -> dict[str, str]:
+    """Bring the runs of all rows up to date, and the views of the experiment; returns them: name -> identifier."""
+    experiment_id = open_store(uri, study)
+    cells, client = places(store, study, rows), MlflowClient(tracking_uri=uri)
+    single, tuned = len({cell.noise_type for cell in cells}) == 1, searches(store, study)
+    names = list(dict.fromkeys([*(cell.row for cell in cells), *rows.values()]))
+    with locked(sqlite_path(uri)):
+        found = Rows(client, experiment_id, study, parent)
+        found.open(names)
+        for name in names:
+            own = [cell for cell in cells if cell.row == name]
+            if own:
+                found.write(name, own, single, tuned.get(name))
+        known = client.get_experiment(experiment_id).tags
+        for tag, value in view_tags(cells).items():
+            if known.get(tag) != value:
+                client.set_experiment_tag(experiment_id, tag, value)
+        return found.open(names)
+
+
 def sync_study(
     store: Path, rows: Mapping[str, str], uri: str, study: str, parent_run_id: str, warn: Warn = to_warnings
 ) -> tuple[int, int]:
-    """Send those records of a study's cells (key -> row) that its experiment does not have yet, as children of
-    ``parent_run_id``: runs that were trained without the store, or for another study. Returns (sent, failed)."""
+    """Bring the runs of the rows of a study up to date, and send those records of its cells (key -> row) that its
+    experiment does not have yet, as children of their rows' runs: runs that were trained without the store, or for
+    another study. ``parent_run_id``: the study's run. Returns the numbers of records (sent, failed)."""
     done = failed = 0
-    for key, row in rows.items():
-        folder = RunFolder(store, key)
-        there = {"uri": shown(uri), "parent": parent_run_id, "status": "finished", "done": True} | probed(folder)
-        if there.items() <= sent(folder, study).items() or not (folder.path / "record.json").exists():
+    parents: dict[str, str] = {}
+    try:
+        parents = _write_rows(store, rows, uri, study, parent_run_id)
+    except Exception as error:
+        failed = sum(not is_complete(f, uri, study) for f in _recorded(store, rows))
+        warn(f"the rows of study {study} are not up to date in MLflow ({one_line(error)})")
+        return 0, failed
+    for folder in _recorded(store, rows):
+        row = rows[folder.key]
+        there = {"uri": shown(uri), "parent": parents[row], "status": "finished", "done": True, "layout": LAYOUT}
+        if (there | probed(folder)).items() <= sent(folder, study).items():
             continue
         told: list[str] = []
         with contextlib.ExitStack() as held:
             if not _hold(folder, held):
                 continue
-            if Tracker(folder, uri, study, parent_run_id, row, told.append).sync(final=True):
+            tracker = Tracker(folder, uri, study, parents[row], row, told.append)
+            with contextlib.suppress(Exception):  # the whole transfer finds out
+                if tracker.adopt():
+                    done += 1
+                    continue
+            if tracker.sync(final=True):
                 done += 1
                 continue
         failed += 1
@@ -120,6 +165,10 @@ def sync_study(
         if not reach(uri, study, lambda _: None):
             break
     return done, failed
+
+
+def _recorded(store: Path, keys: Iterable[str]) -> list[RunFolder]:
+    return [RunFolder(store, key) for key in keys if (store / key / "record.json").exists()]
 
 
 def _hold(folder: RunFolder, held: contextlib.ExitStack) -> bool:
@@ -144,7 +193,7 @@ def send_report(uri: str, study: str, folder: Path, text: str, warn: Warn = to_w
         for part in (folder / name for name in ("tables", "figures", "details", "png")):
             if part.exists():
                 client.log_artifacts(runs[0], str(part), part.name)
-        client.set_tag(runs[0], "mlflow.note.content", f"The whole report: artifact `report.html`.\n\n{text}"[:NOTE])
+        client.set_tag(runs[0], pages.NOTE, f"The whole report: artifact `report.html`.\n\n{pages.note(text)}"[:NOTE])
         return True
     except Exception as error:
         warn(f"the report was not sent to MLflow ({one_line(error)})")

@@ -15,8 +15,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
 from noisysam.core.files import read_json, write_json
+from noisysam.runs.measures import MEASURE, MEASURES
 from noisysam.runs.record import RunFolder, rows_of
-from noisysam.runs.summary import COLLAPSED
+from noisysam.runs.summary import COLLAPSED, noise_percent
 from noisysam.tracking.address import Warn, to_warnings
 from noisysam.tracking.client import exists, identifier, one_line, open_store
 from noisysam.tracking.state import NAME, complete, is_complete, sent
@@ -28,10 +29,13 @@ STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # anything else at the en
 METRICS, PARAMS, VALUE, DIGEST, NOTE = 1000, 100, 6000, 36, 5000
 
 
-SEQUENCE = "stage"  # a column that every line of epochs.csv has: its history tells which epochs the store has
+SEQUENCE = "epoch"  # a column that every line of epochs.csv has: its history tells which epochs the store has
 
 
-UNSENT = {"epoch", "time", "log_seconds"}  # sent as step and timestamp; known only after the transfer
+UNSENT = {"time", "log_seconds"}  # sent as timestamp; known only after the transfer
+
+
+MEASURED = {measure.column: measure for measure in MEASURES if measure.column}  # columns of epochs.csv
 
 
 class Tracker:
@@ -66,7 +70,7 @@ class Tracker:
             self._send(final)
         except Exception as error:  # tracking must not end a run
             if not self._away:
-                later = "the record is on disk; `noisysam track --sync` sends it later"
+                later = "the record is on disk; `noisysam sync` sends it later"
                 self.warn(f"tracking of run {self.folder.key} stopped ({one_line(error)}): {later}")
             self._away = True
             with contextlib.suppress(Exception):
@@ -80,6 +84,20 @@ class Tracker:
     def done(self) -> bool:
         """Whether everything in the folder was sent to this store and experiment."""
         return is_complete(self.folder, self.uri, self.experiment, self.parent_run_id)
+
+    def adopt(self) -> bool:
+        """Give a run that was sent completely, but to another parent, its parent; whether there was such a run."""
+        state = sent(self.folder, self.experiment)
+        there = complete(self.folder, self.uri, self.experiment, self.folder.record or {}, len(self.folder.epochs))
+        if self.parent_run_id is None or not there.items() <= state.items():
+            return False
+        client = MlflowClient(tracking_uri=self.uri)
+        if not exists(client, state["run_id"]):
+            return False
+        client.set_tag(state["run_id"], "mlflow.parentRunId", self.parent_run_id)
+        self._run_id, self._experiment_id = state["run_id"], state["experiment_id"]
+        self._note(self.folder.record or {}, len(self.folder.epochs), done=True)
+        return True
 
     def _send(self, final: bool) -> bool:
         """Send; False if there was nothing to send."""
@@ -139,8 +157,9 @@ class Tracker:
 
     def _tags(self, record: Mapping[str, Any]) -> dict[str, str | None]:
         rows = rows_of(self.folder.store, self.folder.key)
+        row = self.row or ", ".join(dict.fromkeys(rows.values())) or None
         return {
-            "mlflow.runName": record["name"],
+            "mlflow.runName": run_title(record, row),
             "mlflow.parentRunId": self.parent_run_id,
             "noisysam.key": self.folder.key,
             "noisysam.oracle": "oracle: " + "; ".join(record["oracle"]) if record["oracle"] else "blind",
@@ -148,7 +167,8 @@ class Tracker:
             "noisysam.noise_digest": record["noise"]["digest"],
             "noisysam.device": record["resolved"]["device_name"],
             "noisysam.study": ", ".join(rows) or None,
-            "noisysam.row": self.row or ", ".join(dict.fromkeys(rows.values())) or None,
+            "noisysam.row": row,
+            "noisysam.cell": place_title(record, row),
             "noisysam.seed": str(record["config"]["seed"]),
         }
 
@@ -169,7 +189,11 @@ class Tracker:
         ended = _milliseconds(record["ended"]) if record["ended"] else None  # None: the run was killed
         if record["status"] == "finished":
             values = {**record["results"], **record["cost"]}
-            metrics = [Metric(f"final_{k}", _finite(v), ended, 0) for k, v in values.items() if v is not None]
+            metrics = [
+                Metric(f"final/{name}", _finite(MEASURE[name].scale * value if name in MEASURE else value), ended, 0)
+                for name, value in values.items()
+                if value is not None
+            ]
             client.log_batch(self._run_id, metrics=metrics)
         for name in ("record.json", "epochs.csv", "weights.safetensors"):
             if (self.folder.path / name).exists():
@@ -206,8 +230,30 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _epoch_metrics(line: Mapping[str, float | None], step: int) -> list[Metric]:
     """The metrics of one epoch, with the time of the epoch, so that sending them again changes nothing."""
     time = round((line["time"] or 0) * 1000)
-    values = {name: value for name, value in line.items() if name not in UNSENT and value is not None}
-    return [Metric(name, _finite(value), time, step) for name, value in values.items()]
+    found = []
+    for name, value in line.items():
+        if name not in UNSENT and value is not None:
+            scale = MEASURED[name].scale if name in MEASURED else 1.0
+            found.append(Metric(curve(name), _finite(scale * value), time, step))
+    return found
+
+
+def curve(column: str) -> str:
+    """The metric of a column of epochs.csv. Those in percent are a group in MLflow's pages."""
+    return f"percent/{column}" if column in MEASURED and MEASURED[column].percent else column
+
+
+def place_title(record: Mapping[str, Any], row: str | None) -> str:
+    """'SAM 80 %': what runs that differ in their seed alone have in common. ``row``: of a study."""
+    config = record["config"]
+    parts = [config.get("method", "ce"), config.get("opt", "sgd")]
+    recipe = row or " ".join(part for part in parts if part != "ce")
+    return f"{recipe} {noise_percent(config.get('noise_type', 'symmetric'), config.get('noise', 0.0))}"
+
+
+def run_title(record: Mapping[str, Any], row: str | None) -> str:
+    """'SAM 80 % #1': the short name of a run, the last number being its seed."""
+    return f"{place_title(record, row)} #{record['config']['seed']}"
 
 
 def _finite(value: float) -> float:

@@ -89,6 +89,9 @@ class Calls:
     def open_study(self, uri: str, name: str) -> str:
         return study.open_study(uri, name)
 
+    def open_rows(self, uri: str, name: str, parent: str, rows: Sequence[str]) -> dict[str, str]:
+        return study.open_rows(uri, name, parent, rows)
+
     def close_study(self, uri: str, run_id: str, counts: dict[str, int]) -> None:
         study.close_study(uri, run_id, counts, self.warn)
 
