@@ -156,7 +156,7 @@ def test_a_setting_does_not_hide_an_option_of_its_name() -> None:
     run = made("label-smoothing", method_options={"warmup": 15}, config={"warmup": 2.0})
     others = [made(seed=seed, config={"warmup": 0.0}) for seed in range(3)]
     (board,) = problems([run, *others])
-    assert {line.options for line in board.lines} == {"warmup=15, --warmup=2", ""}
+    assert {line.options for line in board.lines} == {"rate=0.1, warmup=15, --warmup=2", ""}
 
 
 def test_the_page_is_one_harmless_file() -> None:

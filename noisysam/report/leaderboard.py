@@ -216,14 +216,15 @@ def _said_usual(runs: Sequence[Run], usual: Mapping[str, Any]) -> str:
 
 def _options(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of the method and of the optimizer; those that a rule chooses by the noise are left to the rule.
-    Options that came later than the record are at their defaults."""
-    config = record["config"]
-    of_method = {**_defaults(methods.compose, config["method"]), **record["method_options"]}
-    of_optimizer = {**_defaults(optim.OPTIMIZERS.__getitem__, config["opt"]), **record["optimizer_options"]}
+    Options that came later than the record, without a new revision, are at their defaults."""
+    config, of_method, of_optimizer = record["config"], record["method_options"], record["optimizer_options"]
+    if not earlier(record):
+        of_method = {**_defaults(methods.compose, config["method"]), **of_method}
+        of_optimizer = {**_defaults(optim.OPTIMIZERS.__getitem__, config["opt"]), **of_optimizer}
     if config.get("preset") == "published":
         of_method = {}
     if config.get("rho") == "paper":
-        of_optimizer["rho"] = "paper"
+        of_optimizer = {**of_optimizer, "rho": "paper"}
     return _given(of_method), _given(of_optimizer)
 
 
