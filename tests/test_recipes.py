@@ -15,9 +15,11 @@ from noisysam import fit, methods
 from noisysam.core.settings import StageSettings
 from noisysam.methods import METHODS, Method, PublishedRecipe
 from noisysam.methods.pes import PES
+from noisysam.report.tables import read_cells
 from noisysam.runs.config import RunConfig, validate
 from noisysam.runs.presets import published
 from noisysam.runs.record import RunFolder
+from noisysam.studies import plan as plans
 from noisysam.training.schedule import learning_rate, momentum
 from noisysam.training.trainer import Trainer
 
@@ -162,7 +164,7 @@ def steps(lr: float, decay: float, batch: int, epochs: int, milestones: list[flo
 SCRIPTS: list[tuple[str, tuple[str, str, float], dict[str, Any], dict[str, Any]]] = [
     ("pes", SYMMETRIC, {**steps(0.1, 1e-4, 128, 200, [100, 150]), "model": "resnet18"}, {"schedule": "continued"}),
     ("pes", HUNDRED, {"model": "resnet34"}, {"schedule": "continued", "first": 30 / 200}),
-    ("co-teaching", SYMMETRIC, {**ADAM, "decay_from": 80}, {"schedule": "code"}),
+    ("co-teaching", SYMMETRIC, {**ADAM, "decay_from": 80, "model": "cnn9"}, {"schedule": "code"}),
     ("co-teaching", HUNDRED, {**ADAM, "decay_from": 100}, {"schedule": "code"}),
     ("co-teaching+", SYMMETRIC, {**ADAM, "decay_from": 80}, {"schedule": "code"}),
     ("co-teaching+", HUNDRED, {**ADAM, "decay_from": 80}, {"schedule": "code", "warmup": 5}),
@@ -196,7 +198,7 @@ SCRIPTS: list[tuple[str, tuple[str, str, float], dict[str, Any], dict[str, Any]]
     ("backward", HUNDRED, {**steps(0.1, 2e-3, 128, 150, [80, 120]), "model": "resnet44"}, {"quantile": 1.0}),
     ("incv", ASYMMETRIC, {"base_opt": "adam", "lr": 1e-3, "model": "resnet32", "epochs": 200,
                           "milestones": [80, 120, 160]}, {"remove": 0.0}),
-    ("o2u", SYMMETRIC, {"lr": 0.01, "weight_decay": 5e-4, "epochs": 250, "augment": "none"}, {}),
+    ("o2u", SYMMETRIC, {"lr": 0.01, "weight_decay": 5e-4, "epochs": 250, "augment": "none", "model": "cnn9"}, {}),
     ("rog", HUNDRED, {**steps(0.1, 5e-4, 128, 200, [80, 120, 160]), "model": "resnet34"}, {}),
     ("ssr", ("cifar10", "symmetric", 0.8), {**SGD, "lr": 0.02, "lr_min": 0.02 / 50, "schedule": "cosine", "epochs": 300,
                                             "weight_decay": 5e-4}, {"theta_r": 0.8}),
@@ -380,6 +382,26 @@ def test_settings_of_a_stage_are_fields_of_a_run() -> None:
         if name != "milestones":  # whose parts have a limit of their own
             assert field.annotation in (own.annotation, own.annotation | None), name  # type: ignore[operator]
             assert {str(m) for m in field.metadata} <= {str(m) for m in own.metadata}, name
+
+
+# in a study
+
+
+def test_a_row_with_options_by_rate_stays_one_row(tmp_path: Path) -> None:
+    """SSR+ relabels at 0.9, from half of the labels wrong on at 0.8; with another lr in its row, which is its own."""
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "base: {dataset: digits, model: resnet8, epochs: 3, preset: published, augment: none}\n"
+        "grid: {noise: [0.4, 0.8]}\n"
+        "rows: {SSR+: {method: ssr, lr: 0.01}}\n"
+    )
+    cells = plans.plan(path)
+    assert [cell.config.method_option for cell in cells] == [{}, {"theta_r": 0.8}]
+    assert {cell.config.lr for cell in cells} == {0.01}
+    assert "lr" not in cells[0].for_rate
+    assert {"method_option", "batch"} <= set(cells[0].for_rate)
+    plans.save(path, cells, tmp_path)
+    assert {cell["row"] for cell in read_cells(tmp_path, "s")} == {"SSR+"}
 
 
 # through the loop

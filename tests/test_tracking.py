@@ -1,8 +1,10 @@
 """Tracking: what arrives in a real SQLite store, that nothing arrives twice, and that a dead store stops nothing."""
 
+import contextlib
 import json
 import math
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -355,6 +357,16 @@ def test_sync_store_counts_what_a_dead_server_keeps_back(tmp_path: Path, dead: s
     warned: list[str] = []
     assert sync_store(tmp_path, dead, warn=warned.append) == (0, 3)
     assert len(warned) == 1
+
+
+def test_a_store_that_was_half_created(tmp_path: Path) -> None:
+    """As by a process that was killed: it is created anew, and its place is taken by a whole one alone."""
+    new = tmp_path / ".mlflow.db.new"
+    with contextlib.closing(sqlite3.connect(new)) as base:
+        base.execute("create table experiments (routing_strategy text)")
+        base.commit()
+    assert open_store(f"sqlite:///{tmp_path}/mlflow.db", "e")
+    assert not new.exists()
 
 
 def test_open_store_is_safe_against_a_race(uri: str, tmp_path: Path) -> None:

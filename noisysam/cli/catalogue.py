@@ -1,6 +1,7 @@
 """The registered components and the machine, as data, as tables and as generated parts of pages."""
 
 import csv
+import importlib
 import itertools
 import json
 import re
@@ -11,24 +12,24 @@ from typing import Any
 
 from noisysam.core.registry import summary
 
+REGISTRIES = {
+    "methods": ("noisysam.methods", "METHODS"),
+    "optimizers": ("noisysam.optim", "OPTIMIZERS"),
+    "models": ("noisysam.models", "MODELS"),
+    "datasets": ("noisysam.data", "DATASETS"),
+    "noise": ("noisysam.noise", "NOISE"),
+    "probes": ("noisysam.probes", "PROBES"),
+    "claims": ("noisysam.studies.claims", "CLAIM_KINDS"),
+}
+
 
 def registry(what: str) -> Any:
     """The registry of a kind."""
-    from noisysam import data, methods, models, noise, optim, probes
     from noisysam.core import plugins
-    from noisysam.studies.claims import CLAIM_KINDS
 
     plugins.load_installed()
-
-    return {
-        "methods": methods.METHODS,
-        "optimizers": optim.OPTIMIZERS,
-        "models": models.MODELS,
-        "datasets": data.DATASETS,
-        "noise": noise.NOISE,
-        "probes": probes.PROBES,
-        "claims": CLAIM_KINDS,
-    }[what]
+    module, name = REGISTRIES[what]
+    return getattr(importlib.import_module(module), name)
 
 
 def named(what: str, names: Sequence[str]) -> list[dict[str, Any]]:
