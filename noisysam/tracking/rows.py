@@ -23,7 +23,7 @@ from noisysam.runs.record import RunFolder, load_study
 from noisysam.runs.schema import RunRecord
 from noisysam.tracking import pages
 from noisysam.tracking.client import identifier
-from noisysam.tracking.tracker import STATUS, _milliseconds
+from noisysam.tracking.tracker import STATUS, milliseconds
 
 Point = tuple[str, int]  # a metric and its step
 
@@ -78,7 +78,7 @@ def points(cells: Sequence[Place], prefix: str = "") -> dict[Point, tuple[float,
         records = [cell.record for cell in here if cell.record is not None]
         if not records or not all(cell.ended for cell in here):
             continue
-        ended = max(_milliseconds(str(record["ended"])) for record in records)
+        ended = max(milliseconds(str(record["ended"])) for record in records)
         for measure in measures.shown("table"):
             values = [v for record in records if (v := measure.value(record["results"])) is not None and v == v]
             if values:
