@@ -14,7 +14,7 @@ COMPLETE: dict[str, Any] = {
     "key": "0" * 16,
     "status": "finished",
     "name": "sgd, symmetric 0.4, seed 0, digits resnet8",
-    "config": {"dataset": "digits", "noise": 0.4, "method": "ce", "opt": "sgd", "seed": 0},
+    "config": {"dataset": "digits", "noise_type": "symmetric", "noise": 0.4, "method": "ce", "opt": "sgd", "seed": 0},
     "optimizer_options": {},
     "method_options": {},
     "resolved": {"device": "cpu", "device_name": "a CPU", "precision": "fp32", "compile": False, "threads": 1},

@@ -324,7 +324,7 @@ def test_epoch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["loop", "memory", "start", "growth"])
+@pytest.mark.parametrize("name", ["loop", "memory", "start", "growth", "reports"])
 def test_longer_parts(tmp_path: Path, name: str) -> None:
     part(name, tmp_path)
 

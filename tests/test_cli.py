@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ import pytest
 
 import noisysam
 from noisysam import cli
+from noisysam import noise as labels
+from noisysam.cli import recall
 from noisysam.cli.catalogue import entries
+from noisysam.cli.options import COMMON, GROUPS, OF_STORE
 from noisysam.runs.config import RunConfig
 
 TINY = ("--dataset", "digits", "--model", "resnet8", "--epochs", "2", "--train-subset", "300", "--noise", "0.4")
@@ -79,7 +84,7 @@ def test_help_of_run_needs_no_torch() -> None:
 
 
 def test_help_of_run_shows_every_field(says: Callable[..., str]) -> None:
-    shown = " ".join(says("run", "--help").split())  # however wide the terminal is
+    shown = " ".join(says("run", "--help-all").split())  # however wide the terminal is
     words = shown.replace("/", " ").split()
     for name, field in RunConfig.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
@@ -88,6 +93,20 @@ def test_help_of_run_shows_every_field(says: Callable[..., str]) -> None:
         assert field.description.split()[0].strip(",;") in shown
     for default in ("[default: 200]", "[default: 0.1]", "[default: symmetric]", "[default: resnet32]"):
         assert default in shown
+
+
+def test_help_of_run_is_short_and_in_groups(says: Callable[..., str]) -> None:
+    shown = says("run", "--help")
+    for heading in (*GROUPS.values(), OF_STORE):
+        assert f"\n{heading}:\n" in says("run", "--help-all")
+    assert "\nOptimizer:\n" in shown
+    assert "noisysam run --noise 0.8 --opt sam" in shown
+    assert "--sync-perturbation" not in shown
+    assert len(shown.splitlines()) < 0.7 * len(says("run", "--help-all").splitlines())
+    assert re.search(r"\d+ more options: noisysam run --help-all", shown)
+    fields = list(RunConfig.model_fields)
+    assert sorted(GROUPS, key=fields.index) == list(GROUPS)
+    assert set(COMMON) - set(fields) == {"store", "tracking_uri", "no_track", "as_json", "help", "help_all"}
 
 
 def test_every_command_has_help(says: Callable[..., str]) -> None:
@@ -101,6 +120,12 @@ def test_version(says: Callable[..., str]) -> None:
 
 
 # list, doctor
+
+
+def test_list_alone_lists_what_can_be_listed(says: Callable[..., str]) -> None:
+    found = [line.split()[2] for line in says("list").splitlines()]
+    assert found == ["methods", "optimizers", "models", "datasets", "noise", "probes", "claims"]
+    assert list(json.loads(says("list", "--json"))) == found
 
 
 @pytest.mark.parametrize("what", ["methods", "optimizers", "models", "datasets", "noise"])
@@ -163,12 +188,77 @@ def test_run_prints_its_figures_and_returns_the_stored_result(says: Callable[...
     assert f"{100 * record['results']['last']:.2f} %" in shown
     assert f"{100 * record['noise']['flip_rate']:.2f} % of the labels are wrong; blind" in shown
     assert "(oracle)" in shown
+    assert "mean of the last 2 epochs " in shown
     before = (folder / "record.json").stat().st_mtime_ns
     assert says("run", *TINY, "--no-track") == shown
     assert (folder / "record.json").stat().st_mtime_ns == before
     assert (folder.parent / "labels" / f"{record['noise']['digest'][:16]}.npz").exists()
     with (folder / "epochs.csv").open(newline="") as file:
         assert [line["epoch"] for line in csv.DictReader(file)] == ["0", "1"]
+
+
+def test_without_noise_nothing_is_said_to_be_right(says: Callable[..., str]) -> None:
+    """Own labels may be wrong as they come."""
+    shown = says("run", *TINY, "--noise", "0", "--epochs", "1", "--no-track")
+    assert "no noise was added to the labels of the data set; blind" in shown
+    assert "mean of the last" not in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--batch 500", "--batch 500: there are 270 training images, all in each step"),
+        (
+            "--batch 100 --opt sam --sam-m 48",
+            "--sam-m 48 does not divide a batch of 100: the last chunk of a step has 4",
+        ),
+        ("--batch 100 --opt sam", None),  # 32 is nobody's wish
+    ],
+)
+def test_sizes_that_do_not_fit_are_said(flags: str, said: str | None) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert cli._run(["run", *TINY, "--epochs", "1", "--no-track", *flags.split()]) == 0
+    found = [str(w.message) for w in caught if str(w.message).startswith("--")]
+    assert [message[: len(said or "")] for message in found] == ([said] if said else [])
+
+
+def test_what_was_shown_before_needs_no_torch(
+    says: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("run", *TINY, "--epochs", "1", "--no-track")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(noisysam.__file__).parents[1]))
+    shown, listed = says(*command), says("list", "models")
+    for again, expected in ((command, shown), (("list", "models"), listed)):
+        names, seconds = imported_by(*again)
+        assert not names & {"torch", "mlflow", "sklearn", "pandas"}
+        assert says(*again) == expected
+        print(f"{' '.join(again)}: {seconds:.2f} s")
+    assert json.loads(says(*command, "--json"))["key"] in shown
+
+
+def test_a_command_is_looked_up_again_when_something_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, labels = tmp_path / "own.npz", tmp_path / "l.csv"
+    for path in (data, labels):
+        path.write_text("1")
+    given = {"dataset": f"npz:{data}", "noise_type": f"file:{labels}", "noise": None, "plugin": ()}
+    note = recall._note(tmp_path, given)
+    assert note is not None
+    assert recall._note(tmp_path, dict(given)) == note
+    assert recall._note(tmp_path, {**given, "seed": "1"}) != note
+    recall.remember(tmp_path, given, "key")
+    assert note.read_text() == "key"
+    assert recall.finished(tmp_path, given) is None, "there is no such run"
+    for path in (data, labels):
+        path.write_text("22")
+        note, before = recall._note(tmp_path, given), note
+        assert note != before
+    for uncertain in ({"plugin": ("x.py",)}, {"noise_type": "human:worse"}, {"dataset": "hf:x"}, {"model": "timm:x"},
+                      {"pretrained": "x"}):  # fmt: skip
+        assert recall._note(tmp_path, {**given, **uncertain}) is None
+    monkeypatch.setattr(recall, "PACKAGE", tmp_path)
+    assert recall._note(tmp_path, given) != note, "another code"
 
 
 def test_run_as_json(says: Callable[..., str], tmp_path: Path) -> None:
@@ -203,8 +293,9 @@ def test_a_preset_says_what_is_not_published(capsys: pytest.CaptureFixture[str])
 
 def test_noise_round_trip(says: Callable[..., str], tmp_path: Path) -> None:
     path = tmp_path / "labels.npz"
-    make = ("noise", "make", path, "--dataset", "digits", "--type", "pair", "--rate", "0.3", "--seed", "5")
-    made = json.loads(says(*make, "--json"))
+    make = ("noise", "make", path, "--dataset", "digits")
+    made = json.loads(says(*make, "--type", "pair", "--rate", "0.3", "--seed", "5", "--json"))
+    assert made == json.loads(says(*make, "--noise-type", "pair", "--noise", "0.3", "--noise-seed", "5", "--json"))
     assert (made["type"], made["rate"], made["seed"], made["n"]) == ("pair", 0.3, 5, 1348)
     assert made["flip_rate"] == pytest.approx(0.3, abs=0.01)
     assert json.loads(says("noise", "show", path, "--json")) == made
@@ -220,12 +311,27 @@ def test_noise_round_trip(says: Callable[..., str], tmp_path: Path) -> None:
     # the same labels, drawn, from the file and from its table: the same results
     records = []
     flags = ("--dataset", "digits", "--model", "resnet8", "--epochs", "1", "--no-track", "--json", "--noise-seed", "5")
-    for noise in (("--noise-type", "pair", "--noise", "0.3"), ("--noise-type", f"file:{path}"),
-                  ("--noise-type", f"file:{path.with_suffix('.csv')}")):  # fmt: skip
+    np.save("labels.npy", table[:, 2])
+    np.savetxt("labels.txt", table[:, 2], fmt="%d")
+    np.savetxt("plain.csv", table[:, 2], fmt="%d")
+    np.savetxt("named.csv", table[:, [0, 2]], fmt="%d", delimiter=",", header="index, label", comments="")
+    files = [path, path.with_suffix(".csv"), "labels.npy", "labels.txt", "plain.csv", "named.csv"]
+    for noise in (("--noise-type", "pair", "--noise", "0.3"), *(("--noise-type", f"file:{file}") for file in files)):
         records.append(json.loads(says("run", *flags, *noise)))
     assert {record["noise"]["digest"] for record in records} == {made["digest"]}
-    assert records[0]["results"] == records[1]["results"] == records[2]["results"]
-    assert records[1]["key"] == records[2]["key"] != records[0]["key"]
+    assert all(record["results"] == records[0]["results"] for record in records)
+    assert {record["key"] for record in records[1:]} == {records[1]["key"]} != {records[0]["key"]}
+
+
+def test_a_matrix_of_many_classes_is_summarised(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    clean = np.repeat(np.arange(100), 20)
+    labels.save(labels.make("pair", clean, 100, rate=0.25, seed=0), tmp_path / "l.npz")
+    assert cli._run(["noise", "show", str(tmp_path / "l.npz")]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) < 120
+    assert "  diagonal, 100 classes: 0.750 to 0.750, median 0.750" in shown
+    assert "  largest elsewhere: 99 -> 0 0.250, 98 -> 99 0.250, 97 -> 98 0.250, 96 -> 97 0.250, 95 -> 96 0.250" in shown
+    assert "  100 classes: 0.250 to 0.250, median 0.250" in shown
 
 
 # studies
@@ -249,7 +355,8 @@ def test_sweep_report_export_import(says: Callable[..., str], study: Path, tmp_p
     assert [line.split()[1] for line in listed[:2]] == ["finished", "finished"]
     assert listed[2] == "2 cells, 0 to do"
 
-    shown = says("report", "two")
+    shown = says("report", study)
+    assert shown == says("report", "two")
     assert "SGD" in shown
     assert "SAM" in shown
     assert (tmp_path / "reports" / "two" / "report.md").exists()

@@ -59,6 +59,12 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown option": ("--frobnicate", ("No such option", "--frobnicate")),
     "nearly an option": ("--epoch 3", ("--epoch", "Did you mean", "--epochs")),
+    "another program's option": ("--optimizer sam", ("No such option", "Did you mean", "--opt")),
+    "another program's long option": ("--batch-size 8", ("Did you mean", "--batch")),
+    "plugin twice": ("--plugin a.py --plugin b.py", ("--plugin is given twice",)),
+    "capitals": ("--opt SAM", ("unknown optimizer 'SAM', did you mean 'sam'?",)),
+    "npz as a name": ("--dataset own.npz", ("own.npz: own data are given as npz:own.npz",)),
+    "no such method": ("--method mine", ("unknown method 'mine'", "one of your own needs --plugin FILE")),
     "extra argument": ("more", ("unexpected extra argument", "more")),
     "no value": ("--epochs", ("--epochs", "requires an argument")),
     "model": ("--model resnet33", ("unknown model 'resnet33', did you mean 'resnet34'?",)),
@@ -253,7 +259,9 @@ def test_a_fault_of_ours_is_one_line_too(
     line = fails(RUN, 1, "unexpected ZeroDivisionError: of a kind", "NOISYSAM_TRACEBACK=1")
     assert "nobody" not in line
     (record,) = tmp_path.glob("runs/*/record.json")
-    assert "ZeroDivisionError" in json.loads(record.read_text())["error"], "the record keeps the traceback"
+    content = json.loads(record.read_text())
+    assert content["error"] == "ZeroDivisionError: of a kind"
+    assert "in broken" in content["traceback"], "the record keeps it"
     monkeypatch.setenv("NOISYSAM_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         cli._run(RUN)
@@ -451,13 +459,17 @@ def test_label_arrays(case: str, fails: Callable[..., str], tmp_path: Path, clea
 
 
 TABLES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "no header": ("labels.csv", "1\n2\n", ("first line", "noisy")),
+    "no header": ("labels.csv", "1,2\n2,3\n", ("first line", "noisy")),
+    "a column without a name": ("labels.csv", "1\n2\n", ("2 entries for 1348",)),
+    "a text": ("labels.txt", "1 2\n3 4\n", ("integer label",)),
+    "a binary text": ("labels.txt", "\0\1", ("labels.txt",)),
+    "a text as an array": ("labels.npy", "1\n", ("cannot be read",)),
     "empty": ("labels.csv", "", ("first line", "noisy")),
     "too short": ("labels.csv", "noisy\n1\n2\n", ("2 entries for 1348",)),
     "text": ("labels.csv", "noisy\n" + "cat\n" * 1348, ("column noisy", "integer")),
     "ragged": ("labels.csv", "index,noisy\n" + "1\n" * 1348, ("1 fields for 2 columns",)),
     "index": ("labels.csv", "index,noisy\n" + "0,1\n" * 1348, ("column index",)),
-    "suffix": ("labels.txt", "1\n2\n", ("not an .npz file",)),
+    "suffix": ("labels.dat", "1\n2\n", ("not an .npz file",)),
 }
 
 
@@ -483,7 +495,8 @@ def test_saved_labels_that_were_changed(fails: Callable[..., str], tmp_path: Pat
         fails(command, 2, "labels.npz", "checksum")
     path.write_bytes(good)
     np.savez(tmp_path / "own.npz", **arrays())
-    fails(("noise", "verify", path, "--dataset", "npz:own.npz"), 2, "labels.npz", "(1348,)", "(40,)")
+    words = "it has clean labels (1348,), the data set (40,)"
+    fails(("noise", "verify", path, "--dataset", "npz:own.npz"), 2, "labels.npz", words)
 
 
 # records

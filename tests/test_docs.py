@@ -11,7 +11,7 @@ import click
 import pytest
 
 import noisysam
-from noisysam.cli import cli
+from noisysam.cli import catalogue, cli
 from noisysam.cli.options import configured
 from noisysam.methods import METHODS
 from noisysam.optim import OPTIMIZERS
@@ -78,6 +78,17 @@ def test_every_component_has_a_page(kind: str) -> None:
         for option in item.Options.model_fields:
             assert f"| `{option}` |" in page
         assert f":pyobject: {item.__qualname__}" in page
+
+
+def test_methods_of_other_suites_are_here_or_say_why() -> None:
+    """The table of suites: each of their methods once, in a row of its own or of ours, and in the page as generated."""
+    head, *rows = catalogue.suites()
+    assert head[1:] == ("noisy-labels", "DISC", "BadLabels")
+    assert [len([row for row in rows if row[1 + k] != "-"]) for k in range(3)] == [23, 14, 12]
+    ours = [row for row in rows if row[0].startswith("`")]
+    assert [row[0].strip("`") for row in ours] == sorted(METHODS)
+    assert all(row[0].startswith("not written: ") for row in rows[len(ours) :])
+    assert catalogue.table("suites") in (DOCS / "methods.md").read_text()
 
 
 def test_every_report_has_a_page() -> None:

@@ -123,6 +123,27 @@ def test_recipes_options_and_knowledge() -> None:
     assert [field is None for field in gce.fields] == [False, False, True]
 
 
+def test_records_of_earlier_versions_are_the_same_recipes() -> None:
+    """Fields and options that came later are at their defaults."""
+    old = made("gce", "sam", method_options={}, optimizer_options={"rho": 0.1, "m": 32})
+    new = made("gce", "sam", seed=1, method_options={"q": 0.7}, config={"sync_perturbation": False, "plugin": None},
+               optimizer_options={"rho": 0.1, "m": 32, "ascent_steps": 1, "interval": 1})  # fmt: skip
+    (board,) = problems([old, new])
+    assert [(line.name, line.options, len(line.runs)) for line in board.lines] == [
+        ("gce, sam", "q=0.7, rho=0.1, m=32", 2)
+    ]
+
+
+def test_a_seed_counts_once() -> None:
+    """Of two runs of one recipe, noise and seed (other evaluations, another state of a plug-in) the latest."""
+    runs = [made(last=0.4, ended="2026-11-23T00:00:00+00:00"), made(last=0.3, config={"eval_every": 5}), made(seed=1)]
+    (board,) = problems(runs)
+    (line,) = board.lines
+    assert line.fields[0] is not None
+    assert line.fields[0].values == (0.4, 0.5)
+    assert len(line.runs) == 3
+
+
 def test_the_best_recipes_come_first_whatever_they_lack() -> None:
     """By the distance from the mean of each column that a recipe has."""
     runs = [made(noise=0.4, last=0.5), made(noise=0.8, last=0.2), made("gce", noise=0.8, last=0.3),
@@ -135,7 +156,7 @@ def test_a_setting_does_not_hide_an_option_of_its_name() -> None:
     run = made("label-smoothing", method_options={"warmup": 15}, config={"warmup": 2.0})
     others = [made(seed=seed, config={"warmup": 0.0}) for seed in range(3)]
     (board,) = problems([run, *others])
-    assert {line.options for line in board.lines} == {"warmup=15, --warmup=2", ""}
+    assert {line.options for line in board.lines} == {"rate=0.1, warmup=15, --warmup=2", ""}
 
 
 def test_the_page_is_one_harmless_file() -> None:
@@ -218,11 +239,12 @@ def test_tuning_is_read_from_the_study(tmp_path: Path) -> None:
     run = made()
     RunFolder(tmp_path, run.record["key"]).write(run.record)
     cell = {"row": "SGD", "noise": 0.4, "seed": 0, "key": run.record["key"], "config": run.record["config"]}
-    plan = {"schema": 1, "name": "s", "file": "", "cells": [cell], "search": {"field": "lr", "trials": 10}}
+    search = {"trials": 8, "seed": 1000, "fields": {}, "chosen": {"lr": 0.05}, "accuracy": 0.5, "runs": []}
+    plan = {"schema": 1, "name": "s", "file": "", "cells": [cell], "search": {"SGD": search}}
     write_json(study_path(tmp_path, "s"), plan)
     (board,) = problems(leaderboard.read_runs(tmp_path, lambda key, studies: f"{studies[0]}/{key}"))
     (line,) = board.lines
-    assert line.tuning == "field lr, trials 10"
+    assert line.tuning == "8 trials: lr 0.05"
     assert line.runs[0][2] == f"s/{run.record['key']}"
     (alone,) = problems([made()])
     assert alone.lines[0].tuning == "none recorded"

@@ -127,11 +127,11 @@ def test_rows_as_curves(folder: Path, root: str, seen: Callable[[str], str]) -> 
 
 
 def test_the_experiment_opens_on_the_rows(folder: Path, root: str, seen: Callable[[str], str]) -> None:
-    """Without a view in the address: in model training, the study's run expanded."""
+    """Without a view in the address, in model training: the study's run is expanded."""
     client = MlflowClient(tracking_uri=default_uri(f"sqlite:///{folder}/mlflow.db"))
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
-    page = seen(f"{root}/#/experiments/{experiment.experiment_id}")
+    page = seen(f"{root}/#/experiments/{experiment.experiment_id}?{pages.TRAINING}")
     for words in ("Model training", "SGD", "SAM"):
         assert words in page
 

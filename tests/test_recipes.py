@@ -15,9 +15,11 @@ from noisysam import fit, methods
 from noisysam.core.settings import StageSettings
 from noisysam.methods import METHODS, Method, PublishedRecipe
 from noisysam.methods.pes import PES
+from noisysam.report.tables import read_cells
 from noisysam.runs.config import RunConfig, validate
 from noisysam.runs.presets import published
 from noisysam.runs.record import RunFolder
+from noisysam.studies import plan as plans
 from noisysam.training.schedule import learning_rate, momentum
 from noisysam.training.trainer import Trainer
 
@@ -162,7 +164,7 @@ def steps(lr: float, decay: float, batch: int, epochs: int, milestones: list[flo
 SCRIPTS: list[tuple[str, tuple[str, str, float], dict[str, Any], dict[str, Any]]] = [
     ("pes", SYMMETRIC, {**steps(0.1, 1e-4, 128, 200, [100, 150]), "model": "resnet18"}, {"schedule": "continued"}),
     ("pes", HUNDRED, {"model": "resnet34"}, {"schedule": "continued", "first": 30 / 200}),
-    ("co-teaching", SYMMETRIC, {**ADAM, "decay_from": 80}, {"schedule": "code"}),
+    ("co-teaching", SYMMETRIC, {**ADAM, "decay_from": 80, "model": "cnn9"}, {"schedule": "code"}),
     ("co-teaching", HUNDRED, {**ADAM, "decay_from": 100}, {"schedule": "code"}),
     ("co-teaching+", SYMMETRIC, {**ADAM, "decay_from": 80}, {"schedule": "code"}),
     ("co-teaching+", HUNDRED, {**ADAM, "decay_from": 80}, {"schedule": "code", "warmup": 5}),
@@ -196,7 +198,7 @@ SCRIPTS: list[tuple[str, tuple[str, str, float], dict[str, Any], dict[str, Any]]
     ("backward", HUNDRED, {**steps(0.1, 2e-3, 128, 150, [80, 120]), "model": "resnet44"}, {"quantile": 1.0}),
     ("incv", ASYMMETRIC, {"base_opt": "adam", "lr": 1e-3, "model": "resnet32", "epochs": 200,
                           "milestones": [80, 120, 160]}, {"remove": 0.0}),
-    ("o2u", SYMMETRIC, {"lr": 0.01, "weight_decay": 5e-4, "epochs": 250, "augment": "none"}, {}),
+    ("o2u", SYMMETRIC, {"lr": 0.01, "weight_decay": 5e-4, "epochs": 250, "augment": "none", "model": "cnn9"}, {}),
     ("rog", HUNDRED, {**steps(0.1, 5e-4, 128, 200, [80, 120, 160]), "model": "resnet34"}, {}),
     ("ssr", ("cifar10", "symmetric", 0.8), {**SGD, "lr": 0.02, "lr_min": 0.02 / 50, "schedule": "cosine", "epochs": 300,
                                             "weight_decay": 5e-4}, {"theta_r": 0.8}),
@@ -225,6 +227,24 @@ SCRIPTS: list[tuple[str, tuple[str, str, float], dict[str, Any], dict[str, Any]]
     ("promix", ("cifar100", "symmetric", 0.2), {**SGD, "lr": 0.05, "lr_min": 5e-5, "weight_decay": 5e-4, "epochs": 600,
                                                 "batch": 256, "model": "resnet18"},
      {"first_share": 0.7, "last_share": 0.7, "tau": 0.95, "warmup": 0.05, "debias": 0.5}),
+    ("joint-optimization", SYMMETRIC, steps(0.08, 1e-4, 128, 200, [200 / 3, 400 / 3]), {"retrain_lr": 0.2}),
+    ("joint-optimization", ASYMMETRIC, {"lr": 0.03}, {"alpha": 0.8, "beta": 0.4, "retrain_lr": 0.2}),
+    ("pencil", SYMMETRIC, steps(0.06, 1e-4, 128, 320, [320 / 3, 640 / 3]), {"last_lr": 0.2}),
+    ("nlnl", HUNDRED, {**SGD, "lr": 0.02, "weight_decay": 1e-4, "batch": 128, "epochs": 3 * 720, "model": "resnet34"},
+     {"pseudo_lr": 0.1, "negatives": 110}),
+    ("adacorr", ("cifar10", "symmetric", 0.8), {"base_opt": "adamw", "lr": 1e-3, "weight_decay": 5e-4, "epochs": 180,
+                                                "milestones": [61, 121, 161], "lr_factor": 0.5},
+     {"retro": 20 / 180, "correct": 25 / 180}),
+    ("plc", SYMMETRIC, {**steps(0.01, 5e-4, 128, 180, [40, 80], 0.5), "nesterov": True}, {}),
+    ("co-learning", SYMMETRIC, {**ADAM, "decay_from": 80, "augment": "standard", "model": "resnet18"}, {}),
+    ("jo-src", HUNDRED, {**ADAM, "decay_from": 80, "augment": "standard"}, {}),
+    ("augdesc", ("cifar10", "symmetric", 0.9), {**steps(0.02, 5e-4, 128, 350, [250]), "model": "preact-resnet18"},
+     {"lambda_u": 50.0, "threshold": 0.6, "history": 5}),
+    ("augdesc", HUNDRED, steps(0.02, 5e-4, 128, 400, [300]), {"lambda_u": 25.0, "warmup": 30}),
+    ("longremix", SYMMETRIC, {**steps(0.02, 5e-4, 64, 300, [150]), "model": "preact-resnet18"}, {"lambda_u": 0.0}),
+    ("unicon", HUNDRED, {**SGD, "lr": 0.02, "lr_min": 2e-4, "weight_decay": 5e-4, "batch": 64, "epochs": 350,
+                         "schedule": "cosine"}, {"warmup": 30}),
+    ("pgdf", ("cifar100", "symmetric", 0.5), steps(0.02, 5e-4, 128, 400, [300]), {"lambda_u": 150.0, "warmup": 30}),
     ("label-smoothing", SYMMETRIC, {**steps(0.1, 1e-4, 128, 200, [100, 150]), "nesterov": True}, {}),
     ("nts", SYMMETRIC, {**steps(0.1, 5e-4, 128, 200, [60, 120, 160], 0.2), "model": "wrn-28-10"}, {}),
 ]  # fmt: skip
@@ -362,6 +382,26 @@ def test_settings_of_a_stage_are_fields_of_a_run() -> None:
         if name != "milestones":  # whose parts have a limit of their own
             assert field.annotation in (own.annotation, own.annotation | None), name  # type: ignore[operator]
             assert {str(m) for m in field.metadata} <= {str(m) for m in own.metadata}, name
+
+
+# in a study
+
+
+def test_a_row_with_options_by_rate_stays_one_row(tmp_path: Path) -> None:
+    """SSR+ relabels at 0.9, from half of the labels wrong on at 0.8; with another lr in its row, which is its own."""
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "base: {dataset: digits, model: resnet8, epochs: 3, preset: published, augment: none}\n"
+        "grid: {noise: [0.4, 0.8]}\n"
+        "rows: {SSR+: {method: ssr, lr: 0.01}}\n"
+    )
+    cells = plans.plan(path)
+    assert [cell.config.method_option for cell in cells] == [{}, {"theta_r": 0.8}]
+    assert {cell.config.lr for cell in cells} == {0.01}
+    assert "lr" not in cells[0].for_rate
+    assert {"method_option", "batch"} <= set(cells[0].for_rate)
+    plans.save(path, cells, tmp_path)
+    assert {cell["row"] for cell in read_cells(tmp_path, "s")} == {"SSR+"}
 
 
 # through the loop

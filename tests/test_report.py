@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from samples import complete, partial_store, trained_store
 
 import noisysam
+import noisysam.report as reports
 from noisysam.core.errors import UserError
 from noisysam.core.files import write_json
 from noisysam.data.datasets import CIFAR10_CLASSES
@@ -256,6 +258,7 @@ def test_options_of_a_row_are_shown_and_in_the_data(store: Path, tmp_path: Path)
 
 def test_columns_of_results_are_documented(store: Path, tmp_path: Path) -> None:
     """Of a trained store, of a report's CSV, and of the whole store; only what some runs lack may be missing."""
+    (tmp_path / "trained").mkdir()
     folder, _ = trained_store(tmp_path / "trained")
     frames = [
         noisysam.results("s", folder),
@@ -567,7 +570,7 @@ def test_learning_curves_are_means_with_bands_of_a_standard_deviation(store: Pat
     cells = [cell for cell in read_cells(store, "toy") if (cell["row"], cell["noise"]) == ("sgd", 0.2)]
     found = {cell["key"]: [0.1 * (cell["seed"] + 1) ** (epoch + 1) for epoch in range(3)] for cell in cells}
     lines = {
-        key: [{"stage": 0, "epoch": epoch, "test_accuracy": value} for epoch, value in enumerate(values)]
+        key: figures.curve([{"stage": 0, "epoch": e, "test_accuracy": value} for e, value in enumerate(values)])
         for key, values in found.items()
     }
     ((_, figure),) = figures.curves(cells, lines)
@@ -583,6 +586,24 @@ def test_learning_curves_are_means_with_bands_of_a_standard_deviation(store: Pat
     assert not list(other.lines[0].get_xdata())  # what was not measured
     ((_, single),) = figures.curves(cells[:1], lines)
     assert not single.axes[0].collections
+
+
+def test_what_a_report_keeps_of_a_run_is_small(store: Path) -> None:
+    """So that one of 10,000 runs of 200 epochs fits into 1 GB: `noisysam bench reports --long` measures it."""
+    folders = [RunFolder(store, path.parent.name) for path in store.glob("*/epochs.csv")]
+    line = dict.fromkeys(("stage", "epoch", "test_accuracy", "memorised", "recovered", "auroc", "train_loss"), 0.25)
+    for folder in folders:
+        folder.write_epochs([{**line, "stage": 0, "epoch": epoch} for epoch in range(200)])
+    kept = [reports._epochs(store, folder.key) for folder in folders[:1]]  # what a first one imports
+    tracemalloc.start()
+    try:
+        kept += [reports._epochs(store, folder.key) for folder in folders]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held / len(folders) < 16_000
+    cells = [cell for cell in read_cells(store, "toy") if cell["status"] == "finished"]
+    assert len({id(cell["matrix"]) for cell in cells}) == len({cell["labels"] for cell in cells}) < len(cells)
 
 
 def test_figure_shows_every_row_and_survives_many() -> None:
@@ -640,7 +661,7 @@ def test_a_study_that_has_only_begun_reads_well(tmp_path: Path) -> None:
     result = report(tmp_path, "table4-cpu", tmp_path / "out")
     text = (result.folder / "report.md").read_text()
     short = text.split("## In short")[1].split("\n## ")[0]
-    assert "73 of 84 runs are missing or failed." in short
+    assert "77 of 88 runs are missing or failed." in short
     assert "Undecided, as 3 seeds are needed: SAM is better than SGD at every noise rate" in short
     verdicts = text.split("## Verdicts")[1].split("\n## ")[0]
     assert "8 of 24 cells have results; planned figures missing: symmetric 20 %, seed 1, 2, and at 3 more" in verdicts

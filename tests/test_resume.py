@@ -367,6 +367,17 @@ def test_a_checkpoint_is_read_without_running_its_code(tmp_path: Path) -> None:
 # ends that are not a finish
 
 
+def test_a_stop_before_the_first_epoch_promises_nothing(config: RunConfig, tmp_path: Path) -> None:
+    class AtOnce(Stop):
+        def step(self, stage: int, epoch: int, number: int, of: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="stopped before its first epoch was complete"):
+        fit(config, store=tmp_path, progress=AtOnce(0))
+    with pytest.raises(KeyboardInterrupt, match="after the last complete epoch; the same command resumes"):
+        fit(config, store=tmp_path, progress=Stop(0))
+
+
 def test_interrupted_record(stopped: tuple[Path, dict[str, Any]]) -> None:
     part, wanted = stopped
     record = RunFolder(part, wanted["key"]).record

@@ -24,6 +24,7 @@ PARTS = {
     "epoch": "evaluation, checkpoint and tracking, relative to the training of an epoch",
     "start": "time from the command to its first training step, for new and resumed runs",
     "growth": "how costs grow with samples, classes, epochs and runs",
+    "reports": "memory and time of a report by the number of runs of its study",
 }
 
 

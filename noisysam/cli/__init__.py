@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -20,17 +21,18 @@ from noisysam.core.errors import RunFailed, UserError
 from noisysam.core.text import printable
 
 
-def _warn(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Print user warnings as one line and hide all others."""
-    if issubclass(category, UserWarning):
+def _warn(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    """Print user warnings as one line and hide all others, and those of libraries."""
+    library = "site-packages" in Path(filename).parts and PACKAGE not in Path(filename).parents
+    if issubclass(category, UserWarning) and not library:
         click.echo(f"noisysam: warning: {printable(str(message)).splitlines()[0]}", err=True)
 
 
-def _stop(number: int, _: Any) -> NoReturn:
+def _stop(*_: Any) -> NoReturn:
     """Raise KeyboardInterrupt; a second signal ends the process at once."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _stop_at_once)
-    error = KeyboardInterrupt(*[STOPPED] * (number == signal.SIGTERM))
+    error = KeyboardInterrupt()
     stopping.request(error)
     raise error
 
@@ -40,12 +42,16 @@ def _stop_at_once(*_: Any) -> NoReturn:
     os._exit(130)
 
 
-STOPPED = "stopped after the last complete epoch; the same command resumes"
+STOPPED = "stopped at once; the same command resumes after the last complete epoch, if there is one"
+PACKAGE = Path(__file__).resolve().parents[1]
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"}  # torch's own warnings, read when it is imported
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line. Every error is printed as one line on stderr."""
     warnings.showwarning = _warn
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     for each in (signal.SIGINT, signal.SIGTERM):  # a scheduler's request to stop is handled like Ctrl-C
         signal.signal(each, _stop)
     sys.exit(_run(arguments))

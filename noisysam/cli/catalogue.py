@@ -1,5 +1,7 @@
 """The registered components and the machine, as data, as tables and as generated parts of pages."""
 
+import csv
+import importlib
 import itertools
 import json
 import re
@@ -10,24 +12,24 @@ from typing import Any
 
 from noisysam.core.registry import summary
 
+REGISTRIES = {
+    "methods": ("noisysam.methods", "METHODS"),
+    "optimizers": ("noisysam.optim", "OPTIMIZERS"),
+    "models": ("noisysam.models", "MODELS"),
+    "datasets": ("noisysam.data", "DATASETS"),
+    "noise": ("noisysam.noise", "NOISE"),
+    "probes": ("noisysam.probes", "PROBES"),
+    "claims": ("noisysam.studies.claims", "CLAIM_KINDS"),
+}
+
 
 def registry(what: str) -> Any:
     """The registry of a kind."""
-    from noisysam import data, methods, models, noise, optim, probes
     from noisysam.core import plugins
-    from noisysam.studies.claims import CLAIM_KINDS
 
     plugins.load_installed()
-
-    return {
-        "methods": methods.METHODS,
-        "optimizers": optim.OPTIMIZERS,
-        "models": models.MODELS,
-        "datasets": data.DATASETS,
-        "noise": noise.NOISE,
-        "probes": probes.PROBES,
-        "claims": CLAIM_KINDS,
-    }[what]
+    module, name = REGISTRIES[what]
+    return getattr(importlib.import_module(module), name)
 
 
 def named(what: str, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -159,8 +161,10 @@ COLUMNS = {
 
 
 def table(what: str) -> str:
-    """The methods or the optimizers as a Markdown table."""
-    rows = [COLUMNS[what]]
+    """The methods or the optimizers as a Markdown table; 'suites': the methods beside those of other suites."""
+    if what == "suites":
+        return _markdown(suites())
+    rows: list[Sequence[str]] = [COLUMNS[what]]
     for entry in entries(what):
         cells = [f"`{entry['name']}`", entry["summary"].rstrip(".")]
         if what == "methods":
@@ -170,6 +174,29 @@ def table(what: str) -> str:
         else:
             cells += [" + ".join(entry["passes"]), f"{entry['copies']:g}", settings(entry["null"]) or "-"]
         rows.append((*cells, entry["source"]))
+    return _markdown(rows)
+
+
+def suites() -> list[Sequence[str]]:
+    """Rows of a table: each method of this package or of another suite, its name in every suite, and why it is not
+    here where it is not (``methods/suites.csv``)."""
+    from noisysam import methods
+
+    with (Path(methods.__file__).parent / "suites.csv").open(newline="", encoding="utf-8") as file:
+        known = list(csv.DictReader(file))
+    names = list(dict.fromkeys(row["suite"] for row in known))
+    here = {name: {"": f"`{name}`"} for name in sorted(methods.METHODS)}
+    missing: dict[str, dict[str, str]] = {}
+    for row in known:
+        cells = here.get(row["ours"]) or missing.setdefault(row["ours"] or row["theirs"], {"": row["reason"]})
+        cells[row["suite"]] = row["theirs"]
+    rows: list[Sequence[str]] = [("noisysam", *names)]
+    return rows + [
+        [cells[""], *(cells.get(suite, "-") for suite in names)] for cells in [*here.values(), *missing.values()]
+    ]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 

@@ -19,15 +19,22 @@ def noise() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--dataset", default="cifar10", show_default=True)
 @click.option("--data-dir", type=click.Path(path_type=Path))
-@click.option("--type", "kind", default="symmetric", show_default=True, help="see `noisysam list noise`")
-@click.option("--rate", type=float, default=0.0, show_default=True, help="share of samples to select")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--draw", type=click.Choice(["exact", "bernoulli"]), default="exact", show_default=True)
+@click.option(
+    "--type", "--noise-type", "kind", default="symmetric", show_default=True, help="see `noisysam list noise`"
+)
+@click.option(
+    "--rate", "--noise", "rate", type=float, default=0.0, show_default=True, help="share of samples to select"
+)
+@click.option("--seed", "--noise-seed", "seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--draw", "--noise-draw", "draw", type=click.Choice(["exact", "bernoulli"]), default="exact", show_default=True
+)
 @json_option
 def noise_make(
     file: Path, dataset: str, data_dir: Path | None, kind: str, rate: float, seed: int, draw: str, as_json: bool
 ) -> None:
-    """Draw noisy labels for a data set. Writes FILE (.npz) and a CSV file beside it."""
+    """Draw noisy labels for a data set. Writes FILE (.npz) and a CSV file beside it. The options of `noisysam run` are
+    understood too."""
     from noisysam import data
     from noisysam import noise as labels
 
@@ -61,9 +68,25 @@ def _show_card(card: dict[str, Any], as_json: bool) -> None:
         if not isinstance(value, list):
             click.echo(f"{name:20} {value}")
     for name in (n for n, v in card.items() if isinstance(v, list)):
+        rows = card[name] if isinstance(card[name][0], list) else [card[name]]
         click.echo(name)
-        for row in card[name] if isinstance(card[name][0], list) else [card[name]]:
-            click.echo("  " + " ".join(f"{v:6.3f}" for v in row))
+        for line in _summarised(rows) if len(rows[0]) > WIDEST else [" ".join(f"{v:6.3f}" for v in r) for r in rows]:
+            click.echo(f"  {line}")
+
+
+WIDEST, LARGEST = 20, 5  # columns of a matrix that is printed whole; entries that are named of a larger one
+
+
+def _summarised(rows: list[list[float]]) -> list[str]:
+    """A list or a matrix of many classes in a few lines."""
+    square = len(rows) == len(rows[0])
+    values = sorted(rows[i][i] for i in range(len(rows))) if square else sorted(rows[0])
+    of = "diagonal, " if square else ""
+    lines = [f"{of}{len(values)} classes: {values[0]:.3f} to {values[-1]:.3f}, median {values[len(values) // 2]:.3f}"]
+    if square:
+        others = sorted(((v, i, j) for i, row in enumerate(rows) for j, v in enumerate(row) if i != j), reverse=True)
+        lines.append("largest elsewhere: " + ", ".join(f"{i} -> {j} {v:.3f}" for v, i, j in others[:LARGEST]))
+    return [*lines, "(--json prints all of it)"]
 
 
 @noise.command("verify")

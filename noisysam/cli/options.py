@@ -6,6 +6,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 
 from noisysam.core.errors import UserError
+from noisysam.runs.synonyms import SYNONYMS
 
 
 class ProbeCommand(click.Command):
@@ -22,14 +23,74 @@ class ProbeCommand(click.Command):
         return [*options, *super().get_params(ctx)]
 
 
+GROUPS = {  # headings of the help: the first field of each, in the order of ``RunConfig``
+    "dataset": "Data",
+    "noise": "Noise",
+    "model": "Network",
+    "plugin": "Method",
+    "opt": "Optimizer",
+    "base_opt": "Training",
+    "eval_every": "Measurement and machine",
+}
+OF_STORE = "Results and MLflow"
+COMMON = {  # what `--help` shows; `--help-all` shows everything
+    "dataset", "data_dir", "train_subset", "noise", "noise_type", "noise_seed", "model", "plugin", "method",
+    "method_option", "opt", "opt_option", "rho", "sam_m", "lr", "weight_decay", "batch", "epochs", "seed", "precision",
+    "device", "preset", "store", "tracking_uri", "no_track", "as_json", "help", "help_all",
+}  # fmt: skip
+
+
 class ConfigCommand(click.Command):
-    """A command with an option for every field of ``RunConfig``; they are created when the command is parsed."""
+    """A command with an option for every field of ``RunConfig``; they are created when the command is parsed. Its help
+    is in groups, and shows what is rarely used only with ``--help-all``."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from noisysam.runs.config import RunConfig
 
         options = [_option(name, field) for name, field in RunConfig.model_fields.items()]
-        return [*options, *super().get_params(ctx)]
+        whole = click.Option(
+            ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_help_all,
+            help="Show all options and exit.",
+        )  # fmt: skip
+        return [*options, *super().get_params(ctx), whole]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            meant = SYNONYMS.get(error.option_name.lstrip("-").replace("-", "_"))
+            if meant is not None:
+                error = click.NoSuchOption(error.option_name, None, [f"--{meant.replace('_', '-')}"], ctx)
+            raise error from None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from noisysam.runs.config import RunConfig
+
+        heading, hidden = "", 0
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            name, record = str(param.name), param.get_help_record(ctx)
+            heading = GROUPS.get(name, heading) if name in RunConfig.model_fields else OF_STORE
+            if name not in COMMON and not ctx.meta.get(ALL):
+                hidden += 1
+            elif record is not None:
+                sections.setdefault(heading, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+        if hidden:
+            formatter.write_paragraph()
+            formatter.write_text(f"{hidden} more options: {ctx.command_path} --help-all")
+
+
+ALL = "noisysam.help_all"
+
+
+def _help_all(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        ctx.meta[ALL] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
 
 
 def _option(name: str, field: Any) -> click.Option:
@@ -40,7 +101,9 @@ def _option(name: str, field: Any) -> click.Option:
     if kind is bool:
         names += f"/--no-{name.replace('_', '-')}"
     settings: dict[str, Any] = {"type": choices or click.STRING} if kind is not bool else {"default": None}
-    if kind is dict:
+    if name == "plugin":
+        settings["multiple"] = True  # so that a second one is not taken for the only one
+    elif kind is dict:
         settings = {"multiple": True, "metavar": "KEY=VALUE"}
     elif kind in (int, float) and not choices:
         settings["metavar"] = kind.__name__.upper()
@@ -62,6 +125,10 @@ def _kind(annotation: Any) -> tuple[Any, click.Choice[str] | None]:
 def configured(given: dict[str, Any]) -> dict[str, Any]:
     """The given options as values of a configuration."""
     values = {name: value for name, value in given.items() if value is not None and value != ()}
+    if isinstance(values.get("plugin"), tuple):
+        values["plugin"], *more = values["plugin"]
+        if more:
+            raise UserError("--plugin is given twice: a run takes one file, which may import others")
     for name in ("method_option", "opt_option"):
         if name in values:
             values[name] = pairs(f"--{name.replace('_', '-')}", values[name])

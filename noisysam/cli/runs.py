@@ -5,12 +5,15 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from noisysam.cli.base import cli, json_option, store_option, store_uri, tracked
 from noisysam.cli.options import ConfigCommand, ProbeCommand, configured, pairs
+
+if TYPE_CHECKING:
+    from noisysam.runs.record import RunFolder
 
 
 @cli.command(cls=ConfigCommand, short_help="Train one run.")
@@ -19,9 +22,30 @@ from noisysam.cli.options import ConfigCommand, ProbeCommand, configured, pairs
 @click.option("--experiment", default="noisysam", show_default=True, help="name of the MLflow experiment")
 @json_option
 def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, as_json: bool, **given: Any) -> None:
-    """Train one run. If it has finished before, its stored result is shown; if it was interrupted, it resumes."""
+    """Train one run. If it has finished before, its stored result is shown; if it was interrupted, it resumes.
+
+    \b
+    noisysam run --dataset digits --noise 0.4              SGD on scikit-learn's digits, in seconds
+    noisysam run --noise 0.8 --opt sam                     SAM on CIFAR-10, with 80 % of the labels drawn anew
+    noisysam run --noise 0.4 --method elr --opt sam        a noise-robust method with SAM
+    noisysam run --dataset npz:own.npz --noise-type file:labels.csv       own images, own noisy labels
+    """
+    from noisysam.cli import recall
+
+    known = recall.finished(store, given)
+    if known is not None and known.record is not None:
+        uri = store_uri(tracking_uri, no_track)
+        if uri is not None:
+            from noisysam.tracking import Sender
+
+            Sender(known, uri, experiment).sync(final=True)
+        _told(known.record, known, as_json)
+        if uri is not None and not as_json:
+            _show_page(known, uri, experiment, tracking_uri)
+        return
     from noisysam.runs.config import validate
     from noisysam.runs.presets import preset
+    from noisysam.runs.problem import prepare
     from noisysam.runs.record import RunFolder
     from noisysam.runs.summary import run_name
     from noisysam.studies.sweep import tracker_for
@@ -36,6 +60,7 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
             fit(config, store=store, processes=processes)
             return
         device = resolve_device(config.device)
+        prepare(config)  # whatever is wrong with the data is said before anything is promised
         note(f"{run_name(config)}: an estimate of the duration follows after the first steps")
         if config.preset is not None:
             recipe = preset(config.preset, config.model_dump())
@@ -49,21 +74,29 @@ def run(store: Path, tracking_uri: str | None, no_track: bool, experiment: str, 
             result = fit(
                 config, store=store, tracker=tracker_for(uri, experiment), progress=display, processes=processes
             )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("stopped after the last complete epoch; the same command resumes") from None
         finally:
             display.close()
-    if not as_json:
-        show_result(result.record, RunFolder(store, result.key).collapsed)
-        if uri is not None:
-            _show_page(RunFolder(store, result.key), uri, experiment, tracking_uri)
-    else:
-        click.echo(json.dumps({"key": result.key, "folder": str(result.folder), **result.record}))
+    recall.remember(store, given, result.key)
+    _told(result.record, RunFolder(store, result.key), as_json)
+    if uri is not None and not as_json:
+        _show_page(RunFolder(store, result.key), uri, experiment, tracking_uri)
+
+
+def _told(record: Mapping[str, Any], folder: "RunFolder", as_json: bool) -> None:
+    """Print the result of a run."""
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder.path), **record}))
+        return
+    show_result(record, folder.collapsed)
+    click.echo(f"noisysam compare {record['key']} RUN shows it beside another run", err=True)
+
+
+BLIND = "blind (neither method nor settings were told anything about the noise)"
 
 
 def show_result(record: Mapping[str, Any], collapsed: bool | None = None) -> None:
     """Print the results of a run. ``collapsed``: whether its predictions fell to one class, if that is known."""
-    from noisysam.runs.measures import MEASURE
+    from noisysam.runs.measures import EVALUATED_AT_THE_END, MEASURE
     from noisysam.runs.summary import COLLAPSED
     from noisysam.training.progress import duration, percent
 
@@ -71,10 +104,14 @@ def show_result(record: Mapping[str, Any], collapsed: bool | None = None) -> Non
     flips = f"{percent(noise['flip_rate'])} % of the labels are wrong"
     if noise["flip_rate"] is None:
         flips = "how many labels are wrong is not known"
+    elif not noise["flip_rate"]:
+        flips = "no noise was added to the labels of the data set"
     click.echo(f"run {record['key']}: {record['name']}")
-    click.echo(f"  {flips}; {'oracle: ' + '; '.join(record['oracle']) if record['oracle'] else 'blind'}")
+    click.echo(f"  {flips}; {'oracle: ' + '; '.join(record['oracle']) if record['oracle'] else BLIND}")
     click.echo(f"  clean test accuracy, last epoch      {percent(figures['last'])} %")
-    click.echo(f"  mean of the last ten epochs          {percent(figures['last_ten'])} %")
+    several = min(EVALUATED_AT_THE_END, record["config"].get("epochs", EVALUATED_AT_THE_END))
+    if several > 1:
+        click.echo(f"  {f'mean of the last {several} epochs':36} {percent(figures['last_ten'])} %")
     if figures.get("selected") is not None:
         chosen = f"epoch {figures['selected_epoch'] + 1}"
         click.echo(f"  selected on noisy validation         {percent(figures['selected'])} %  ({chosen})")
@@ -125,6 +162,7 @@ def compare(runs: tuple[str, ...], store: Path, as_json: bool) -> None:
         click.echo(json.dumps(table.set_index("run").to_dict()))
     else:
         click.echo(table.to_markdown(index=False, disable_numparse=True))
+        click.echo("\nblind: neither method nor settings were told anything about the noise; oracle: they were")
         from noisysam.tracking.pages import comparison as comparison_page
 
         page = comparison_page(folders)

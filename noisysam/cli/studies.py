@@ -205,7 +205,7 @@ def _train(
     from noisysam.studies import sweep as sweeping
     from noisysam.training.progress import note, percent
 
-    parent = _parent(uri, name)
+    parent = _parent(uri, name, store)
     show = not engine.parallel and not sys.stderr.isatty()
     parents = _row_parents(uri, name, parent, cells)
     job = sweeping.TrainCell(store, uri, name, parents, engine.threads, show and not blind, deadline)
@@ -229,7 +229,7 @@ def _train(
     return running
 
 
-def _parent(uri: str | None, name: str) -> str | None:
+def _parent(uri: str | None, name: str, store: Path, wait: float | None = None) -> str | None:
     """The study's run in MLflow; None if tracking is off or the store cannot be reached."""
     if uri is None:
         return None
@@ -237,7 +237,7 @@ def _parent(uri: str | None, name: str) -> str | None:
     from noisysam.training.progress import note
 
     try:
-        return tracking.open_study(uri, name)
+        return tracking.open_study(uri, name, store, wait)
     except (RunFailed, UserError) as error:
         note(f"noisysam: warning: {error}; `noisysam sync` sends the records later")
         return None
@@ -258,15 +258,17 @@ def _row_parents(uri: str | None, name: str, parent: str | None, cells: Sequence
 
 
 def _sync(name: str, sweep: Any, uri: str, parent: str | None) -> None:
-    """Send records that are missing in MLflow, and end the study's run there."""
+    """Send records that are missing in MLflow, and end the study's run there; all of it within one limit."""
     from noisysam import tracking
 
-    parent = parent or _parent(uri, name)
+    deadline = tracking.Deadline()
+    parent = parent or _parent(uri, name, sweep.store, deadline.left())
     if parent is None:
         return
-    tracking.sync_study(sweep.store, {cell.key: cell.row for cell in sweep.cells}, uri, name, parent)
+    rows = {cell.key: cell.row for cell in sweep.cells}
+    tracking.sync_study(sweep.store, rows, uri, name, parent, wait=deadline.left())
     counts = {"finished": sweep.finished, "failed": len(sweep.failed), "left": sweep.left}
-    tracking.close_study(uri, parent, counts)
+    tracking.close_study(uri, parent, counts, wait=deadline.left())
 
 
 def _raise_failed(sweep: Any) -> None:
@@ -331,8 +333,8 @@ def report(
     plugin: Path | None,
     as_json: bool,
 ) -> None:
-    """Write the report of each STUDY from its finished runs, and print its tables. The report is attached to the
-    study's MLflow run, if there is one."""
+    """Write the report of each STUDY (a name, or a study file) from its finished runs, and print its tables. The
+    report is attached to the study's MLflow run, if there is one."""
     from noisysam import tracking
     from noisysam.runs.record import study_names
     from noisysam.runs.transfer import import_study
@@ -346,8 +348,15 @@ def report(
         if archive is not None:
             store = Path(temporary)
             import_study(archive, store)
-        for study in studies or study_names(store):
+        for study in map(_named, studies) if studies else study_names(store):
             _report(study, store, out, as_json, uri)
+
+
+def _named(study: str) -> str:
+    """The name of a study that is given by its name or by its file."""
+    from noisysam.studies.study_file import study_name
+
+    return study_name(Path(study)) if Path(study).suffix in (".yaml", ".yml") else study
 
 
 def _report(study: str, store: Path, out: Path, as_json: bool, uri: str | None) -> None:
@@ -375,6 +384,7 @@ def export(study: str, target: Path, store: Path, weights: bool, unfinished: boo
     """Copy the finished runs of STUDY to the folder TARGET: records, label files, configurations, digests."""
     from noisysam.runs.transfer import export_study
 
+    study = _named(study)
     click.echo(
         f"{export_study(store, study, target, weights, unfinished)} finished runs of {study} were copied to {target}"
     )

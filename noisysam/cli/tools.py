@@ -71,35 +71,52 @@ def ui(study: str | None, tracking_uri: str | None, host: str, port: int, browse
     serve(default_uri(tracking_uri), port, host, study, browser, click.echo)
 
 
+KINDS = {
+    "methods": "noise-robust methods, for --method",
+    "optimizers": "SGD, AdamW and the SAM family, for --opt",
+    "models": "networks, for --model",
+    "datasets": "data sets, for --dataset",
+    "noise": "kinds of label noise, for --noise-type",
+    "probes": "measurements of trained networks, for `noisysam probe`",
+    "claims": "kinds of claims, for the study file",
+}
+
+
 @cli.command("list", short_help="List methods, optimizers, models, data sets, noise types or probes.")
-@click.argument("what", type=click.Choice(["methods", "optimizers", "models", "datasets", "noise", "probes", "claims"]))
+@click.argument("what", type=click.Choice(list(KINDS)), required=False)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--plugin", type=click.Path(path_type=Path), help="also list what this Python file registers")
+@click.option("--plugin", "files", type=click.Path(path_type=Path), multiple=True,
+              help="also list what this Python file registers; repeatable")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), help="length of the recipe of a method  [default: as published]")
 @click.option("--dataset", default="cifar10", show_default=True, help="data set of that recipe")
 @click.option("--noise-type", default="symmetric", show_default=True, help="noise type of that recipe")
 @click.option("--noise", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="noise rate of that recipe")
 @json_option
 def list_(
-    what: str,
+    what: str | None,
     names: tuple[str, ...],
-    plugin: Path | None,
+    files: tuple[Path, ...],
     epochs: int | None,
     dataset: str,
     noise_type: str,
     noise: float,
     as_json: bool,
 ) -> None:
-    """List the components of a kind, or those named, with their options and sources.
+    """List the components of a kind, or those named, with their options and sources; without a kind, what can be
+    listed.
 
     A method that is named comes with the recipe that its authors published, for this problem, at this length.
     """
+    if what is None:
+        click.echo(json.dumps(KINDS) if as_json else "\n".join(f"noisysam list {k:12} {v}" for k, v in KINDS.items()))
+        return
+    from noisysam.cli import recall
     from noisysam.cli.catalogue import details, entries, named, recipe, recipe_lines
     from noisysam.core import plugins
 
-    if plugin is not None:
-        plugins.load(plugin)
-    found = named(what, names) if names else entries(what)
+    for file in files:
+        plugins.load(file)
+    found = named(what, names) if names else entries(what) if files else recall.entries(what)
     if names and what == "methods":
         for entry in found:
             entry["recipe"] = recipe(entry["name"], dataset, noise_type, noise, epochs)
@@ -151,7 +168,8 @@ def bench(
     data_dir: Path | None,
     peak_tflops: float | None,
 ) -> None:
-    """Measure the named parts, or all of them: loop, loader, steps, methods, memory, epoch, start, growth.
+    """Measure the named parts, or all of them: loop, loader, steps, methods, memory, epoch, start, growth,
+    reports.
 
     Cases that are compared take turns, round by round, in one process. Nothing else should run at the same time.
     """

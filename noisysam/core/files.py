@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from noisysam.core.errors import DamagedFile
+from noisysam.core.untrusted import check_file, no_file
 
 
 def temporary_name(path: Path) -> Path:
@@ -53,11 +54,22 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def read_file(path: Path) -> bytes:
+    """The content of a file; ``DamagedFile`` where it cannot be read or is none: a named pipe may never end."""
+    reason = no_file(path)
+    if reason is not None:
+        raise DamagedFile(path, reason)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DamagedFile(path, f"cannot be read ({error.strerror})") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_file(path))
+    except (ValueError, RecursionError) as error:
         raise DamagedFile(path, f"cannot be read as JSON ({error})") from None
     if not isinstance(content, dict):
         raise DamagedFile(path, "a JSON object was expected")
@@ -66,5 +78,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
+    check_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

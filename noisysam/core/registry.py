@@ -7,6 +7,7 @@ anything is trained.
 import difflib
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +16,7 @@ from noisysam.core.errors import UnknownName, UserError
 
 T = TypeVar("T")
 
+LONGEST = 200  # characters of the names in a message
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -66,7 +68,8 @@ class Registry(Generic[T]):
             return self._items[name]
         near = difflib.get_close_matches(name.lower(), self._items, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        raise UnknownName(self.kind, name, f"{hint} (known: {', '.join(self._items)})")
+        known = textwrap.shorten(", ".join(self._items), LONGEST, placeholder=" ...")
+        raise UnknownName(self.kind, name, f"{hint} (known: {known}; one of your own needs --plugin FILE)")
 
     def __contains__(self, name: object) -> bool:
         return name in self._items

@@ -13,6 +13,11 @@ def one_line(error: BaseException) -> str:
     return printable(next(iter(str(error).strip().splitlines()), "")) or type(error).__name__
 
 
+def last_line(text: str) -> str:
+    """The last line of an error's text: of a traceback, which records of earlier versions hold, the one that tells."""
+    return next((line for line in reversed(text.strip().splitlines()) if line.strip()), "")
+
+
 def printable(text: str) -> str:
     """``text`` without control characters."""
     return _UNPRINTABLE.sub("", text)

@@ -11,18 +11,26 @@ DIGITS = 18  # of an integer: it fits 64 bits
 
 
 def check_file(path: Path, largest: int | None = None) -> None:
-    """``UserError`` unless ``path`` is a file of at most ``largest`` bytes. A named pipe or a device is not a file:
-    reading it may never end."""
+    """``UserError`` unless ``path`` is a file of at most ``largest`` bytes."""
+    reason = no_file(path, largest)
+    if reason is not None:
+        raise UserError(f"{path if str(path).isprintable() else ascii(str(path))}: {reason}")
+
+
+def no_file(path: Path, largest: int | None = None) -> str | None:
+    """Why ``path`` is not a file of at most ``largest`` bytes that can be read; None if it is. A named pipe or a device
+    is not a file: reading it may never end."""
     try:
         found = path.stat()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        return "no such file"
     except (OSError, ValueError) as error:  # ValueError: a null character
-        raise UserError(f"{str(path)!r}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
     if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{path}: not a file")
+        return "not a file"
     if largest is not None and found.st_size > largest:
-        raise UserError(f"{path}: {found.st_size:,} bytes; at most {largest:,} are read")
+        return f"{found.st_size:,} bytes; at most {largest:,} are read"
+    return None
 
 
 def unusable(value: Any) -> str | None:

@@ -5,6 +5,7 @@ import csv
 import difflib
 import inspect
 import itertools
+import logging
 import os
 import sys
 import warnings
@@ -337,6 +338,8 @@ def hugging_face(argument: str, data_dir: Path | None, image_size: int | None) -
         raise UserError("hf:NAME needs the datasets library: pip install 'noisysam[hf]'") from None
     name, _, chosen = argument.partition("#")
     datasets.disable_progress_bars()
+    for library in ("huggingface_hub", "datasets"):  # they tell each attempt to reach a server
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         with _short_timeout(), contextlib.redirect_stdout(sys.stderr):
             local = Path(name)

@@ -42,7 +42,11 @@ class CoTeachingPlus(CoTeaching):
 
     @classmethod
     def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
-        network = "a CNN of nine layers" if dataset == "cifar100" else "two convolutions and three linear layers"
+        network = (
+            "six convolutions and a linear layer"
+            if dataset == "cifar100"
+            else "two convolutions and three linear layers"
+        )
         return PublishedRecipe(
             source="xingruiyu/coteaching_plus@40d5831 main.py",
             augment="none",

@@ -58,7 +58,7 @@ class JoCoR(CoTeaching):
             schedule="linear",
             decay_from=100 if dataset == "cifar100" else 80,
             final_momentum=0.1,
-            differs={"model": "a CNN of its own (model/cnn.py), not in this package", **UNSCALED},
+            differs={"model": "six convolutions and a linear layer (model/cnn.py), not in this package", **UNSCALED},
         )
 
     def plan(self, tasks: Sequence[Task], logits: Sequence[Tensor]) -> None:

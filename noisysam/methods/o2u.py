@@ -51,6 +51,7 @@ class O2U(Method):
     def published_recipe(cls, dataset: str, noise_type: str, noise: float) -> PublishedRecipe:
         return PublishedRecipe(
             source="hjimce/O2U-Net@ef89d99 main.py (not the authors')",
+            model="cnn9",
             augment="none",
             batch=128,
             epochs=250,
@@ -60,7 +61,6 @@ class O2U(Method):
             milestones=[62.5, 125],
             lr_factor=10**-0.5,
             differs={
-                "model": "the CNN of Co-teaching, not in this package",
                 "schedule": "the last training's rate falls to a half and a tenth; here to 0.32 and a tenth",
                 "batch": "16 in the cycles",
             },

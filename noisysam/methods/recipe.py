@@ -1,13 +1,11 @@
 """The published recipe of a method: what its authors trained with, and what that becomes in a run of another length."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from noisysam.core.settings import BaseRule, ScheduleName, StageSettings
-
-Augmentation = str
 
 
 class CountedInEpochs:
@@ -31,7 +29,7 @@ class PublishedRecipe(StageSettings):
     source: str
     differs: Mapping[str, str] = Field(default={})
     model: str | None = None
-    augment: Augmentation
+    augment: Literal["none", "standard", "color", "rand"]
     batch: int = Field(ge=1)
     epochs: int = Field(ge=1)
     base_opt: BaseRule = "sgd"

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from noisysam.core.errors import UserError
 from noisysam.core.text import one_line
 from noisysam.core.untrusted import check_file
+from noisysam.models import cnn  # noqa: F401  (it registers)
 from noisysam.models.blocks import NORMS
-from noisysam.models.cnn import PlainArchitecture
 from noisysam.models.external import LIBRARIES, Library, Timm
-from noisysam.models.resnet import MODELS, Architecture, check_size, scaled
+from noisysam.models.resnet import MODELS, Scalable, check_size, scaled
 
 
 class Model(Protocol):
@@ -40,7 +40,7 @@ def check(name: str, width: float, norm: str) -> None:
         raise UserError(f"unknown norm {norm!r}: use one of {', '.join(NORMS)}")
     if not (math.isfinite(width) and width > 0):
         raise UserError(f"width is {width}: give a positive factor for the channel counts, such as 0.5")
-    if isinstance(model, Architecture | PlainArchitecture):
+    if isinstance(model, Scalable):
         check_size(name, 10, 3, width, norm)
     elif width != 1 or norm != "batch":
         raise UserError(
@@ -74,7 +74,7 @@ def build(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed CUDA too
         network: nn.Module
-        if isinstance(model, Architecture | PlainArchitecture):
+        if isinstance(model, Scalable):
             network = scaled(model, classes, channels, width, norm)
         elif isinstance(model, Library):
             network = model(classes, channels, size, None if of_a_run else weights)

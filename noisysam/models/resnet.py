@@ -4,6 +4,7 @@ Every network gives logits from ``forward(x)`` for x of shape (n, C, H, W), and 
 ``features(x)``. Inputs from 8x8x1 to 32x32x3 work. Batch norm in training needs more than one value per channel.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,8 +42,12 @@ class ResNet(nn.Module):
         yield "head", self.head
 
 
-class Scalable:
+class Scalable(ABC):
     """An architecture of this package, whose channels are multiplied by --width: see ``networks.build``."""
+
+    @abstractmethod
+    def __call__(self, classes: int, channels: int, scale: Callable[[int], int], norm: str) -> ResNet:
+        """The network, its channel counts mapped by ``scale``, with torch's default weights."""
 
 
 @dataclass
@@ -149,7 +154,7 @@ def check_size(name: str, classes: int, channels: int, width: float, norm: str) 
 
 
 def scaled(
-    architecture: Callable[[int, int, Callable[[int], int], str], ResNet],
+    architecture: Scalable,
     classes: int,
     channels: int,
     width: float,

@@ -1,7 +1,6 @@
 """Noisy labels with the facts that identify, measure and reproduce them; label files."""
 
 import contextlib
-import csv
 import hashlib
 import json
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from noisysam.core.errors import UserError
 from noisysam.core.files import temporary_name
 from noisysam.core.text import one_line
-from noisysam.core.untrusted import check_file
 from noisysam.data.datasets import checked_labels, read_npz
 
 Labels = NDArray[np.int64]
@@ -195,35 +193,3 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _read_csv(path: Path) -> dict[str, NDArray[np.int64]]:
-    """``labels`` and, if there, ``clean`` of a CSV with a header, in the order of its ``index`` column, if any."""
-    check_file(path)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = csv.reader(file)
-            header = [column.strip() for column in next(lines, [])]
-            if "noisy" not in header:
-                raise UserError(f"{path}: its first line must name a column noisy (and may name index and clean)")
-            rows = [row for row in lines if row]
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
-    for number, row in enumerate(rows):
-        if len(row) != len(header):
-            raise UserError(f"{path}: data row {number} has {len(row)} fields for {len(header)} columns")
-    columns = {}
-    for column in ("noisy", "clean", "index"):
-        if column in header:
-            place = header.index(column)
-            try:
-                columns[column] = np.array([int(row[place]) for row in rows], dtype=np.int64)
-            except (ValueError, OverflowError) as error:
-                raise UserError(f"{path}: column {column} holds something that is no integer label") from error
-    arrays = {"labels": columns["noisy"]} | ({"clean": columns["clean"]} if "clean" in columns else {})
-    if "index" in columns:
-        order = np.argsort(columns["index"], kind="stable")
-        if not np.array_equal(columns["index"][order], np.arange(len(rows))):
-            raise UserError(f"{path}: column index must hold each of 0 to {len(rows) - 1} once")
-        arrays = {key: array[order] for key, array in arrays.items()}
-    return arrays

@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from noisysam.core.errors import UserError
 from noisysam.core.text import one_line
+from noisysam.core.untrusted import check_file
 from noisysam.data.datasets import checked_labels, data_folder, read_npz
 from noisysam.noise.base import NOISE, Noise, Request
-from noisysam.noise.labels import NoisyLabels, _read_csv, check_clean, load
+from noisysam.noise.labels import NoisyLabels, check_clean, load
+from noisysam.noise.tables import SUFFIXES, read_labels
 
 
 @NOISE.register("human", source="Wei et al. 2022 (CIFAR-10N, CIFAR-100N), arXiv 2110.12088")
@@ -65,10 +67,10 @@ class Human(Noise):
 
 @NOISE.register("file", source="own labels")
 class File(Noise):
-    """Labels from a file, file:PATH: one that ``save`` wrote, an .npz with ``labels``, or a CSV with ``noisy``.
+    """Labels from a file, file:PATH: one that ``save`` wrote, an .npz with ``labels``, a .npy, .txt or .csv file.
 
-    A saved file brings its definition with it. In the others ``clean`` is optional, and checked; so is a CSV's
-    ``index`` (positions from 0), without which rows are in the order of the data set.
+    A saved file brings its definition with it. In an .npz and a CSV ``clean`` is optional, and checked; so is a CSV's
+    ``index`` (positions from 0), without which labels are in the order of the data set.
     """
 
     brings_labels = True
@@ -77,8 +79,8 @@ class File(Noise):
     def make(self, request: Request) -> NoisyLabels:
         """The labels of the file; ``UserError`` where they do not fit the data set."""
         r, path = request, Path(request.argument)
-        if path.suffix.lower() == ".csv":
-            arrays = _read_csv(path)
+        if path.suffix.lower() in SUFFIXES:
+            arrays = read_labels(path)
         else:
             arrays = read_npz(path, ("labels",), optional=("clean", "definition"))
             if "definition" in arrays:
@@ -116,6 +118,7 @@ def _read_released(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]
     """Arrays of the authors' .pt file: a pickle, of which nothing but integer numpy arrays is let through."""
     import torch
 
+    check_file(path)
     rebuild = np.empty(0).__reduce__()[0]  # numpy's _reconstruct, which numpy 1 and 2 file under different names
     allowed: list[Any] = [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     allowed += [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "bBhHiIlLqQ"}]

@@ -21,7 +21,7 @@ def verify(path: Path, clean: ArrayLike | None = None) -> list[str]:
     noisy = load(path)
     passed = [f"content fits its checksum (labels {noisy.digest[:12]}, definition {noisy.definition_digest[:12]})"]
     if clean is not None and noisy.clean is not None:
-        check_clean(np.asarray(clean), noisy.clean, str(path))
+        check_clean(noisy.clean, np.asarray(clean), str(path))
         passed.append(f"all {len(noisy.truth)} clean labels equal the data set's")
     facts = noisy.definition
     by_class = facts["type"] in NOISE and issubclass(NOISE[facts["type"]], MatrixNoise)

@@ -98,13 +98,14 @@ def report(store: Path, study: str, target: Path) -> Report:
     return Report("\n".join(map(section_markdown, shown)), folder, means)
 
 
-def _epochs(store: Path, key: str) -> list[dict[str, float | None]]:
-    """The epochs of a run; none, with a warning, if they cannot be read."""
+def _epochs(store: Path, key: str) -> figures.Curve:
+    """What is drawn of the epochs of a run; nothing, with a warning, if they cannot be read. A study of 10,000 runs has
+    them all in memory."""
     try:
-        return RunFolder(store, key).epochs
+        return figures.curve(RunFolder(store, key).columns(figures.DRAWN))
     except DamagedFile as error:
         warnings.warn(str(error), stacklevel=2)
-        return []
+        return {}
 
 
 def _places(cells: Sequence[ReportCell]) -> dict[str, tuple[str, str]]:

@@ -7,6 +7,7 @@ from textwrap import shorten
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,7 +28,9 @@ FEW_CLASSES = 12  # whose numbers and names a matrix shows
 CLASS = 14  # characters of the name of a class
 NAMED = 12  # points in one panel that carry their names; more would cover each other
 
-Curves = Mapping[str, Sequence[dict[str, float | None]]]  # key of a run -> the lines of its epochs
+DRAWN = ("stage", "epoch", *(str(measure.column) for measure in measures.shown("curves")))  # columns of epochs.csv
+Curve = Mapping[str, npt.NDArray[np.float64]]  # the epochs of a run's last stage, and what was measured in each
+Curves = Mapping[str, Curve]  # key of a run -> its curve
 
 
 def accuracy(summaries: Sequence[Summary]) -> Figure:
@@ -158,15 +161,21 @@ def _curves(cells: Sequence[ReportCell], epochs: Curves, rows: Sequence[str]) ->
     return figure
 
 
-def _by_epoch(runs: Sequence[Sequence[Mapping[str, float | None]]], measure: str) -> dict[int, list[float]]:
-    """Epoch -> the finite values of the runs that measured it in their last stage."""
+def curve(lines: Sequence[Mapping[str, float | None]]) -> Curve:
+    """What is drawn of the epochs of a run: those of its last stage, nan where a value was not measured."""
+    last = max((line["stage"] or 0 for line in lines), default=0)
+    stage = [line for line in lines if line["stage"] == last]
+    found = {name: [line.get(name) for line in stage if line["epoch"] is not None] for name in DRAWN if name != "stage"}
+    return {name: np.array([np.nan if v is None else v for v in values], float) for name, values in found.items()}
+
+
+def _by_epoch(runs: Sequence[Curve], measure: str) -> dict[int, list[float]]:
+    """Epoch -> the finite values of the runs that measured it."""
     values: dict[int, list[float]] = {}
-    for lines in runs:
-        last = max((line["stage"] or 0 for line in lines), default=0)
-        for line in lines:
-            value = line.get(measure)
-            if line["stage"] == last and value is not None and math.isfinite(value):
-                values.setdefault(int(line["epoch"] or 0), []).append(value)
+    for run in runs:
+        for epoch, value in zip(run.get("epoch", ()), run.get(measure, ()), strict=True):
+            if math.isfinite(value):
+                values.setdefault(int(epoch), []).append(float(value))
     return dict(sorted(values.items()))
 
 

@@ -20,8 +20,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from noisysam import methods, optim
+from noisysam.core.errors import UserError
 from noisysam.core.text import printable
-from noisysam.report.tables import EARLIER, column_name, earlier, joined, told_options
+from noisysam.report.tables import EARLIER, column_name, earlier, joined, told_options, tuning_text
+from noisysam.runs.config import RunConfig
 from noisysam.runs.record import RunFolder, load_study, study_names
 from noisysam.runs.schema import RunRecord, StudyPlan
 
@@ -106,7 +109,7 @@ def read_runs(store: Path, link: Link, studies: Sequence[str] | None = None) -> 
     for name in study_names(store) if studies is None else studies:
         plan = load_study(store, name)
         for cell in plan["cells"]:
-            places.setdefault(cell["key"], []).append((name, cell["row"], _tuning(plan)))
+            places.setdefault(cell["key"], []).append((name, cell["row"], _tuning(plan, cell["row"])))
     keys = places if studies is not None else sorted(path.parent.name for path in store.glob("*/record.json"))
     found = []
     for key in keys:
@@ -117,12 +120,9 @@ def read_runs(store: Path, link: Link, studies: Sequence[str] | None = None) -> 
     return found
 
 
-def _tuning(plan: StudyPlan) -> str:
-    """What a study says of the tuning of its rows."""
-    search: Any = plan.get("search")
-    if isinstance(search, Mapping):
-        return ", ".join(f"{name} {value}" for name, value in search.items())
-    return str(search) if search else ""
+def _tuning(plan: StudyPlan, row: str) -> str:
+    """What a study says of the tuning of a row: nothing where it was not searched for by it."""
+    return tuning_text(plan["search"].get(row)) if plan.get("search") else ""
 
 
 def problems(runs: Iterable[Run]) -> list[Problem]:
@@ -192,8 +192,10 @@ def _order(run: Run, columns: Mapping[str, str]) -> tuple[str, float, int, str]:
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:
-    """Everything of a recipe but its method, optimizer and their options."""
-    return {name: value for name, value in record["config"].items() if name not in APART}
+    """Everything of a recipe but its method, optimizer and their options; fields that came later than the record are at
+    their defaults, which is what they were."""
+    defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
+    return {name: value for name, value in {**defaults, **record["config"]}.items() if name not in APART}
 
 
 def _usual(runs: Sequence[Run]) -> dict[str, Any]:
@@ -212,28 +214,37 @@ def _said_usual(runs: Sequence[Run], usual: Mapping[str, Any]) -> str:
     return f" Where the options do not say otherwise: {named}." if named else ""
 
 
-def _options(record: RunRecord) -> dict[str, Any]:
-    """The options of a recipe; where a rule chooses them by the noise, the name of the rule."""
-    config = record["config"]
-    options = {**record["method_options"], **record["optimizer_options"]}
+def _options(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the method and of the optimizer; those that a rule chooses by the noise are left to the rule.
+    Options that came later than the record, without a new revision, are at their defaults."""
+    config, of_method, of_optimizer = record["config"], record["method_options"], record["optimizer_options"]
+    if not earlier(record):
+        of_method = {**_defaults(methods.compose, config["method"]), **of_method}
+        of_optimizer = {**_defaults(optim.OPTIMIZERS.__getitem__, config["opt"]), **of_optimizer}
     if config.get("preset") == "published":
-        options = {**dict.fromkeys(record["method_options"]), **record["optimizer_options"]}
+        of_method = {}
     if config.get("rho") == "paper":
-        options["rho"] = "paper"
+        of_optimizer = {**of_optimizer, "rho": "paper"}
+    return _given(of_method), _given(of_optimizer)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _told(record: RunRecord) -> dict[str, Any]:
-    """Those of them that are shown."""
-    there, config = _options(record), record["config"]
-    told = told_options(config["opt"], record["method_options"], record["optimizer_options"])
-    return {name: value for name, value in there.items() if name in told}
+def _defaults(resolve: Callable[[str], Any], name: str) -> dict[str, Any]:
+    """The default options of a component; none where it is not registered here."""
+    try:
+        fields = resolve(name).Options.model_fields
+    except UserError:
+        return {}
+    return {option: field.default for option, field in fields.items() if not field.is_required()}
 
 
 def _recipe(record: RunRecord) -> tuple[Any, ...]:
     """What makes two runs the same recipe, apart from noise and seed."""
     config = record["config"]
-    parts = (_options(record), _settings(record), record["revisions"])
+    parts = (*_options(record), _settings(record), record["revisions"])
     return (config["method"], config["opt"], *(str(sorted(part.items(), key=str)) for part in parts))
 
 
@@ -241,10 +252,11 @@ def _line(runs: Sequence[Run], names: Sequence[str], columns: Mapping[str, str],
     runs = sorted(runs, key=lambda run: (names.index(columns[run.record["key"]]), run.record["config"]["seed"]))
     first = runs[0].record
     config = first["config"]
-    values: dict[str, list[float]] = {}
-    for run in runs:
-        values.setdefault(columns[run.record["key"]], []).append(run.record["results"]["last"])
-    shown = _told(first)
+    values: dict[str, dict[tuple[int, str], float]] = {}  # a seed with its labels counts once: its latest run
+    for run in sorted(runs, key=lambda run: str(run.record["ended"])):
+        seed = (run.record["config"]["seed"], run.record["noise"]["digest"])
+        values.setdefault(columns[run.record["key"]], {})[seed] = run.record["results"]["last"]
+    shown = told_options(config["opt"], *_options(first))
     for setting, value in _settings(first).items():
         if value is not None and value != usual[setting]:
             shown[f"--{setting}" if setting in shown else setting] = value
@@ -259,7 +271,10 @@ def _line(runs: Sequence[Run], names: Sequence[str], columns: Mapping[str, str],
         "; ".join(dict.fromkeys(f"{row} ({study})" for study, row, _ in places)),
         joined(sorted({run.record["config"]["seed"] for run in runs})),
         math.fsum(spent) / len(spent),
-        tuple(Field(tuple(values[column])) if column in values else None for column in names),
+        tuple(
+            Field(tuple(value for _, value in sorted(values[column].items()))) if column in values else None
+            for column in names
+        ),
         tuple((_said(run, columns), run.record["key"], run.address) for run in runs),
     )
 

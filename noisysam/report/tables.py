@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from noisysam.core.errors import DamagedFile, UserError
+from noisysam.core.text import last_line
 from noisysam.data.datasets import CIFAR10_CLASSES
 from noisysam.report.statistics import share_interval
 from noisysam.runs.record import RunFolder, load_study
@@ -48,12 +49,13 @@ def read_cells(store: Path, study: str) -> list[ReportCell]:
     content = load_study(store, study)
     plan, searches = content["cells"], content.get("search", {})
     cells = []
+    matrices: dict[Any, Any] = {}  # of the same labels are the same, and those of 100 classes are large
     for cell, variant in zip(plan, _variants(plan), strict=True):
         record = _record(store, cell["key"])
         cells.append(flat_cell(cell, joined([variant or None, EARLIER if earlier(record) else None]), record))
-    for cell, planned in zip(cells, plan, strict=True):
-        cell["search"] = searches.get(planned["row"])
-        cell["search_trials"] = cell["search"]["trials"] if cell["search"] else None
+        cells[-1]["matrix"] = matrices.setdefault(cells[-1]["labels"], cells[-1]["matrix"])
+        search = searches.get(cell["row"])
+        cells[-1] |= {"search": search, "search_trials": search["trials"] if search else None}
     return mark_beside(cells)
 
 
@@ -115,7 +117,7 @@ def flat_cell(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) 
         "seed": cell["seed"],
         "key": cell["key"],
         "status": record.get("status", "missing"),
-        "error": _first_line(record.get("error")),
+        "error": last_line(record.get("error") or "") or None,
         "m": options.get("m", config.get("sam_m")),
         "rho": options.get("rho", config.get("rho")),
         "oracle": "; ".join(record.get("oracle", [])),
@@ -204,12 +206,6 @@ def remark(measure: str, cells: Sequence[ReportCell], marked: bool) -> str:
         named = "; ".join(f"{letter}: {kind}" for kind, letter in kinds.items())
         said.append(f"Runs of several kinds of machine, whose arithmetic may differ in the last bits ({named}).")
     return " ".join(said)
-
-
-def _first_line(error: str | None) -> str | None:
-    """The most informative line of an error: of a traceback the last one."""
-    lines = (error or "").strip().splitlines()
-    return None if not lines else lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
 def finished(cells: Iterable[ReportCell]) -> list[ReportCell]:
@@ -402,11 +398,11 @@ def row_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
         if any(cell.get("collapsed") for cell in done):
             lines[-1]["collapsed runs"] = str(sum(cell.get("collapsed") is True for cell in own))
         if any(cell.get("search") for cell in cells):
-            lines[-1]["tuning"] = _tuning(next(cell for cell in cells if cell["row"] == row).get("search"))
+            lines[-1]["tuning"] = tuning_text(next(cell for cell in cells if cell["row"] == row).get("search"))
     return pd.DataFrame(lines)
 
 
-def _tuning(search: Mapping[str, Any] | None) -> str:
+def tuning_text(search: Mapping[str, Any] | None) -> str:
     """The budget of a row, what was tuned, and the values chosen."""
     if not search or not search["trials"]:
         return "0 trials"

@@ -16,6 +16,7 @@ from noisysam.core.settings import SCHEDULE_FIELDS, BaseRule, ScheduleName
 from noisysam.core.untrusted import unusable
 from noisysam.core.validation import fault, named
 from noisysam.runs import presets
+from noisysam.runs.synonyms import SYNONYMS
 
 if TYPE_CHECKING:  # torch, which it needs, takes a second to import
     from noisysam.runs.recipe import Recipe
@@ -293,7 +294,9 @@ def validate(values: Mapping[str, Any], where: str = "") -> RunConfig:
     """A ``RunConfig`` from plain values; ``FieldError`` names the field. ``where`` is put before the message."""
     for name in values:
         if name not in RunConfig.model_fields:
-            near = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
+            near = (
+                [SYNONYMS[name]] if name in SYNONYMS else difflib.get_close_matches(name, RunConfig.model_fields, n=1)
+            )
             hint = f", did you mean {near[0]}?" if near else ""
             raise FieldError(name, values[name], f"there is no field {named(name)}{hint}", named=True, where=where)
     try:

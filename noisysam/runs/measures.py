@@ -9,6 +9,9 @@ Place = Literal["table", "terminal", "curves", "compare", "pages", "charts"]
 compare``; the columns and the first charts of MLflow's pages."""
 
 
+EVALUATED_AT_THE_END = 10  # epochs that are evaluated whatever --eval-every says
+
+
 @dataclass(frozen=True)
 class Measure:
     """A quantity that is measured in a run. ``None`` in a record: it could not be measured."""

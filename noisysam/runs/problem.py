@@ -46,6 +46,8 @@ class Problem:
 
 def load_dataset(name: str, data_dir: Path | None, image_size: int | None = None) -> Dataset:
     """A data set, kept for the next run of the same process for as long as its files stay as they are."""
+    if name.endswith(".npz") and ":" not in name:
+        raise UserError(f"--dataset {name}: own data are given as npz:{name}")
     return _load_dataset(name, data_dir, image_size, data.changed(name))
 
 

@@ -14,8 +14,9 @@ Layout of a store (``--store``, default ``runs``)::
 """
 
 import csv
+import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from noisysam.core.errors import DamagedFile, RunLocked, UserError
-from noisysam.core.files import atomic, read_json, write_json
+from noisysam.core.files import atomic, read_file, read_json, write_json
 from noisysam.runs.schema import PROBE_SCHEMA, RunRecord, RunStatus, Status, StudyPlan, read
 from noisysam.runs.summary import collapsed
 
@@ -92,12 +93,16 @@ class RunFolder:
     def epochs(self) -> list[dict[str, float | None]]:
         """The lines of epochs.csv: numbers, None where a value was not measured in that epoch; ``DamagedFile`` where
         they cannot be read."""
+        return self.columns(None)
+
+    def columns(self, only: Collection[str] | None) -> list[dict[str, float | None]]:
+        """``epochs`` with these columns alone, as far as they are there."""
         path = self.path / "epochs.csv"
         if not path.exists():
             return []
         try:
-            return read_epochs(path.read_text())
-        except (OSError, ValueError, csv.Error) as error:
+            return read_epochs(read_file(path).decode(), only)
+        except (ValueError, csv.Error) as error:
             raise DamagedFile(path, f"cannot be read ({error})") from None
 
     def write_epochs(self, lines: Sequence[Mapping[str, float | None]]) -> None:
@@ -128,8 +133,8 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            counts = np.loadtxt(path, dtype=np.int64, delimiter=",", ndmin=2)
-        except (OSError, ValueError) as error:
+            counts = np.loadtxt(io.BytesIO(read_file(path)), dtype=np.int64, delimiter=",", ndmin=2)
+        except ValueError as error:
             raise DamagedFile(path, f"cannot be read ({error})") from None
         if counts.shape[0] != counts.shape[1] or not counts.size:
             raise DamagedFile(path, f"a square table was expected, not {counts.shape[0]} x {counts.shape[1]}")
@@ -190,12 +195,16 @@ def find_run(store: Path, key: str) -> RunFolder:
     return RunFolder(store, key if key in keys else keys[0])
 
 
-def read_epochs(text: str) -> list[dict[str, float | None]]:
-    """The lines of epochs.csv; ``ValueError`` where they are not numbers, or do not fit the header."""
+def read_epochs(text: str, only: Collection[str] | None = None) -> list[dict[str, float | None]]:
+    """The lines of epochs.csv, of all columns or ``only`` of some; ``ValueError`` where they are not numbers, or do not
+    fit the header."""
     header, *lines = csv.reader(text.splitlines()) if text else [[]]
     if len(set(header)) < len(header):
         raise ValueError("a column is given twice")
-    return [dict(zip(header, map(_number, line), strict=True)) for line in lines]
+    if any(len(line) != len(header) for line in lines):
+        raise ValueError("a line does not fit the header")
+    places = [(name, place) for place, name in enumerate(header) if only is None or name in only]
+    return [{name: _number(line[place]) for name, place in places} for line in lines]
 
 
 def _number(text: str) -> float | None:

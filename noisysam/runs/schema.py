@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from noisysam.core.errors import DamagedFile
+from noisysam.core.files import read_file
 from noisysam.core.validation import explain
 from noisysam.runs.measures import out_of_range
 
@@ -152,7 +153,8 @@ class RunRecord(TypedDict):
     results: Annotated[Results, AfterValidator(_in_range)]
     collapsed: NotRequired[bool]
     cost: Cost
-    error: str | None
+    error: str | None  # one line; a traceback in the records of earlier versions
+    traceback: NotRequired[str | None]  # of an error that nobody expected
 
 
 OF_FINISHED = {
@@ -257,8 +259,4 @@ def parse(kind: type[T], content: bytes, path: Path) -> T:
 
 def read(kind: type[T], path: Path) -> T:
     """A JSON file as a value of this type."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DamagedFile(path, f"cannot be read ({error.strerror})") from None
-    return parse(kind, content, path)
+    return parse(kind, read_file(path), path)

@@ -5,12 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from noisysam.noise.base import NOISE
 from noisysam.runs.config import RunConfig
-from noisysam.runs.measures import MEASURES
-
-EVALUATED_AT_THE_END = 10  # epochs that are evaluated whatever --eval-every says
-
+from noisysam.runs.measures import EVALUATED_AT_THE_END, MEASURES
 
 COLLAPSED = 0.9  # share of predictions in one class: on balanced classes at most 10 points above chance
 COMMON = 0.5  # share of a class in the test set up to which predicting little else is a fault
@@ -18,18 +14,24 @@ COMMON = 0.5  # share of a class in the test set up to which predicting little e
 
 def noise_name(noise_type: str, rate: float) -> str:
     """'symmetric 0.4', or 'file:own.csv' of labels that bring their own rate."""
-    brought = noise_type.partition(":")[0]
-    return noise_type if brought in NOISE and NOISE[brought].brings_labels else f"{noise_type} {rate:g}"
+    return noise_type if _brings_labels(noise_type) else f"{noise_type} {rate:g}"
 
 
 def noise_percent(noise_type: str, rate: float) -> str:
     """'80 %' of symmetric noise, 'pair 40 %' of another type, 'clean', or 'human:worse' of labels that bring their own
     rate."""
-    brought = noise_type.partition(":")[0]
-    if brought in NOISE and NOISE[brought].brings_labels:
+    if _brings_labels(noise_type):
         return noise_type
     rate_text = f"{100 * rate:.10g} %"
     return "clean" if not rate else rate_text if noise_type == "symmetric" else f"{noise_type} {rate_text}"
+
+
+def _brings_labels(noise_type: str) -> bool:
+    """Whether a noise type brings its own rate; no for one of a plug-in that is not loaded."""
+    from noisysam.noise.base import NOISE  # which takes a while to import, and records need not
+
+    name = noise_type.partition(":")[0]
+    return name in NOISE and NOISE[name].brings_labels
 
 
 def run_name(config: RunConfig, dataset: str | None = None, model: str | None = None) -> str:

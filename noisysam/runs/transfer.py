@@ -27,7 +27,7 @@ from typing import Any, cast
 import numpy as np
 
 from noisysam.core.errors import DamagedFile, RunFailed, UserError
-from noisysam.core.files import atomic, file_digest, json_text, read_json, write_json
+from noisysam.core.files import atomic, file_digest, json_text, read_file, read_json, write_json
 from noisysam.runs.predictions import PREDICTIONS
 from noisysam.runs.record import STUDY, RunFolder, confusion_text, load_study, study_path, study_records
 from noisysam.runs.schema import ProbeResult, RunRecord, StudyPlan
@@ -51,16 +51,16 @@ def export_study(store: Path, name: str, target: Path, weights: bool = False, un
     plan = load_study(store, name)
     records = {record["key"]: record for _, record in study_records(store, name) if record}
     for key in (key for row in plan.get("search", {}).values() for key in row["runs"]):  # by which rows were tuned
-        record = RunFolder(store, key).sound_record
-        records |= {key: record} if record else {}
+        trial = RunFolder(store, key).sound_record
+        records |= {key: trial} if trial else {}
     done = [key for key, record in records.items() if record["status"] == "finished"]
     runs = {key: read_json(store / key / "record.json") for key in done}
     for key in records.keys() - runs.keys() if unfinished else ():
         if (store / key / CHECKPOINT).exists():
             _write(target / "checkpoints" / f"{key}.pt", _read(store / key / CHECKPOINT))
             _write(target / "checkpoints" / f"{key}.json", _read(store / key / "record.json"))
-    for key, record in runs.items():
-        folder, label = RunFolder(store, key), f"labels/{record['noise']['digest'][:16]}.npz"
+    for key, content in runs.items():
+        folder, label = RunFolder(store, key), f"labels/{content['noise']['digest'][:16]}.npz"
         for suffix in ("pt", "json"):  # of an earlier export, when it was not finished
             (target / "checkpoints" / f"{key}.{suffix}").unlink(missing_ok=True)
         _write(target / "epochs" / f"{key}.csv.gz", gzip.compress(_read(folder.path / "epochs.csv"), mtime=0))
@@ -256,8 +256,8 @@ def _confusion(path: Path, entry: Entry) -> bytes:
 def _entries(path: Path) -> list[Entry]:
     """The lines of a table, each a JSON object."""
     try:
-        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    except (OSError, ValueError, RecursionError) as error:
+        found = [json.loads(line) for line in read_file(path).decode().splitlines()] if path.exists() else []
+    except (ValueError, RecursionError) as error:
         raise DamagedFile(path, f"cannot be read as JSON ({error})") from None
     if not all(isinstance(entry, dict) for entry in found):
         raise DamagedFile(path, "a JSON object was expected in each line")
@@ -331,7 +331,7 @@ def _merge(path: Path, entries: Iterable[Entry]) -> None:
 def _read(path: Path) -> bytes:
     if not path.exists():
         raise RunFailed(f"{path}: missing")
-    return path.read_bytes()
+    return read_file(path)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from noisysam.core.errors import DamagedFile, UnknownName
+from noisysam.core.text import last_line
 from noisysam.runs.config import RunConfig
 from noisysam.runs.record import RunFolder
 from noisysam.studies.plan import Cell, runs
@@ -76,9 +77,8 @@ def damage(folder: RunFolder) -> str:
 
 
 def reason(error: str | None) -> str:
-    """The most informative line of an error: the last line of a traceback, else the first line."""
-    lines = (error or "unknown").strip().splitlines()
-    return lines[-1 if lines[0].startswith("Traceback") else 0]
+    """The error of a run, in one line."""
+    return last_line(error or "") or "unknown"
 
 
 # what they cost

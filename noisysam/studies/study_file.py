@@ -40,9 +40,11 @@ class SearchSettings(BaseModel):
 
     trials: int = Field(ge=1, le=1000, description="trials of each row; the first one has the row's present values")
     fields: dict[str, SearchRange] = Field(
-        {}, description="fields that are tuned, such as lr or opt_option.rho, each with its range"
+        default={}, description="fields that are tuned, such as lr or opt_option.rho, each with its range"
     )
-    seed: int = Field(1000, ge=0, description="seed of the trials and of the values tried; none of the study's seeds")
+    seed: int = Field(
+        default=1000, ge=0, description="seed of the trials and of the values tried; none of the study's seeds"
+    )
 
 
 class StudyFile(BaseModel):
@@ -128,7 +130,7 @@ def study_name(path: Path) -> str:
 def read_lines(path: Path) -> tuple[StudyFile, Lines]:
     """A study file and the line of each of its fields."""
     content, lines = _content(path)
-    if content.get("rows", {}) == {}:
+    if content.get("grid") and content.get("rows", {}) == {}:
         content |= _rows_of_grid(content.get("grid", {}))
     try:
         study = StudyFile.model_validate(content)

@@ -11,6 +11,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
 
 from noisysam.tracking.address import default_uri, shown, sqlite_path, to_warnings
 from noisysam.tracking.sender import (
+    Deadline,
     Sender,
     close_study,
     limit,
@@ -22,6 +23,6 @@ from noisysam.tracking.sender import (
 )
 
 __all__ = [
-    "Sender", "close_study", "default_uri", "limit", "open_rows", "open_study", "send_report", "shown", "sqlite_path",
-    "sync_store", "sync_study", "to_warnings",
+    "Deadline", "Sender", "close_study", "default_uri", "limit", "open_rows", "open_study", "send_report", "shown",
+    "sqlite_path", "sync_store", "sync_study", "to_warnings",
 ]  # fmt: skip

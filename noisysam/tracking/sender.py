@@ -6,12 +6,14 @@ killed, whatever it is doing: the record is on disk, and what was sent by then i
 """
 
 import atexit
+import hashlib
 import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,44 @@ class Worker:
 _workers: list[Worker] = []  # the one of this process, if it was started
 
 
-_silent: set[str] = set()  # stores that did not answer in time at the end of a run: not waited for again
+SILENCE = 3600  # seconds for which a store that did not answer in time is not waited for, by any process of a sweep
+
+
+class Silent:
+    """Which stores did not answer in time: not waited for again. Processes that share a folder of records, such as
+    those of a sweep, know it of one another, so that a silent store costs a sweep one wait and not one for each run."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+
+    def __contains__(self, place: tuple[Path, str]) -> bool:
+        mark = self._mark(*place)
+        try:
+            return place[1] in self.known or time.time() - mark.stat().st_mtime < SILENCE
+        except OSError:
+            return False
+
+    def add(self, store: Path, uri: str) -> None:
+        self.known.add(uri)
+        with suppress(OSError):  # the store may be read-only
+            self._mark(store, uri).touch()
+
+    def discard(self, store: Path, uri: str) -> None:
+        """It has answered."""
+        self.known.discard(uri)
+        with suppress(OSError):
+            self._mark(store, uri).unlink(missing_ok=True)
+
+    @staticmethod
+    def _mark(store: Path, uri: str) -> Path:
+        return store / f".silent-{hashlib.sha256(uri.encode()).hexdigest()[:16]}"
+
+
+class NoAnswer(RunFailed):
+    """The store did not answer in time."""
+
+
+_silent = Silent()
 
 
 def _worker() -> Worker:
@@ -122,15 +161,16 @@ class Sender:
         self.target = (folder.store.absolute(), folder.key, uri, experiment, parent_run_id, row)
         self._lost = False  # the worker did not answer in time: nothing is sent before the end of the run
         self._warned = False
-        if uri not in _silent:
-            _worker()  # it starts up during the first epoch
+        with suppress(UserError):  # of a damaged record, which the end of the run reports
+            if (folder.store, uri) not in _silent and not self._is_complete():
+                _worker()  # it starts up during the first epoch
 
     def sync(self, final: bool = False) -> bool:
         """Ask for a transfer of what is new. With ``final``, wait for it, but not longer than the limit. Returns
         whether tracking is known to have failed."""
         if final:
             return self._finish()
-        if self._lost or self.uri in _silent:
+        if self._lost or (self.folder.store, self.uri) in _silent:
             return False
         try:
             worker = _workers[0] if _workers and _workers[0].busy else _worker()
@@ -146,22 +186,27 @@ class Sender:
         try:
             record = self.folder.record
             status = None if record is None else record.get("status")
-            if is_complete(self.folder, self.uri, self.experiment, self.parent_run_id):
+            if self._is_complete():
                 return True
         except UserError as error:  # tracking must not end a run
             self._say(f"run {self.folder.key} was not sent: {error}")
             return False
-        if self.uri in _silent:
+        store = self.folder.store
+        if (store, self.uri) in _silent:
             return False
         wait = limit() if status in ("finished", "failed") else min(limit(), STOPPING)
         try:
             found = _ask("track", *self.target, True, wait=wait, warn=self._say)
         except RunFailed as error:
-            if wait >= limit():
-                _silent.add(self.uri)
+            if isinstance(error, NoAnswer) and wait >= limit():
+                _silent.add(store, self.uri)
             self._give_up(str(error))
             return False
+        _silent.discard(store, self.uri)
         return bool(found)
+
+    def _is_complete(self) -> bool:
+        return is_complete(self.folder, self.uri, self.experiment, self.parent_run_id)
 
     def _give_up(self, reason: str) -> None:
         _stop()
@@ -181,6 +226,8 @@ def _ask(name: str, *arguments: Any, wait: float | None, warn: Warn) -> Any:
     def left() -> float | None:
         return None if wait is None else deadline - time.monotonic()
 
+    if wait is not None and wait <= 0:
+        raise NoAnswer("the time for the MLflow store is up")
     try:
         worker = _worker()
         if worker.busy and worker.answer(left(), warn) is None:
@@ -191,7 +238,7 @@ def _ask(name: str, *arguments: Any, wait: float | None, warn: Warn) -> Any:
             raise EOFError
     except (EOFError, OSError):
         _stop()
-        raise RunFailed(f"no answer from the MLflow store within {REQUEST if wait is None else wait:g} s") from None
+        raise NoAnswer(f"no answer from the MLflow store within {REQUEST if wait is None else wait:.2g} s") from None
     except BaseException:  # Ctrl-C: nothing more is sent
         _stop()
         raise
@@ -201,9 +248,29 @@ def _ask(name: str, *arguments: Any, wait: float | None, warn: Warn) -> Any:
     return value
 
 
-def open_study(uri: str, study: str) -> str:
-    """``study.open_study`` in the worker, within the limit."""
-    return str(_ask("open_study", uri, study, wait=limit(), warn=to_warnings))
+class Deadline:
+    """One limit for several requests."""
+
+    def __init__(self) -> None:
+        self.end = time.monotonic() + limit()
+
+    def left(self) -> float:
+        """Seconds that are left of it."""
+        return max(0.0, self.end - time.monotonic())
+
+
+def open_study(uri: str, study: str, store: Path | None = None, wait: float | None = None) -> str:
+    """``study.open_study`` in the worker, within ``wait`` seconds (default: the limit). ``store``: the folder of the
+    sweep's records, whose runs are not to wait for a tracking store that does not answer now."""
+    try:
+        found = str(_ask("open_study", uri, study, wait=limit() if wait is None else wait, warn=to_warnings))
+    except NoAnswer:
+        if store is not None:
+            _silent.add(store, uri)
+        raise
+    if store is not None:
+        _silent.discard(store, uri)
+    return found
 
 
 def open_rows(uri: str, study: str, parent_run_id: str, names: Iterable[str]) -> dict[str, str]:
@@ -212,10 +279,12 @@ def open_rows(uri: str, study: str, parent_run_id: str, names: Iterable[str]) ->
     return found
 
 
-def close_study(uri: str, run_id: str, counts: Mapping[str, int], warn: Warn = to_warnings) -> None:
-    """``study.close_study`` in the worker, within the limit."""
+def close_study(
+    uri: str, run_id: str, counts: Mapping[str, int], warn: Warn = to_warnings, wait: float | None = None
+) -> None:
+    """``study.close_study`` in the worker, within ``wait`` seconds (default: the limit)."""
     try:
-        _ask("close_study", uri, run_id, dict(counts), wait=limit(), warn=warn)
+        _ask("close_study", uri, run_id, dict(counts), wait=limit() if wait is None else wait, warn=warn)
     except RunFailed as error:
         warn(f"the study's run in MLflow stays open ({error})")
 
@@ -234,6 +303,7 @@ def sync_study(
     wait = limit() if wait is None else wait
     try:
         done, failed = _ask("sync_study", store, dict(rows), uri, study, parent_run_id, wait=wait, warn=warn)
+        _silent.discard(store, uri)
         return done, failed
     except RunFailed as error:
         folders = [RunFolder(store, key) for key in rows if (store / key / "record.json").exists()]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from noisysam.core.errors import UserError
-from noisysam.core.files import atomic
+from noisysam.core.files import atomic, read_file
 
 CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
@@ -41,7 +41,7 @@ def load(folder: Path, device: torch.device, key: str) -> dict[str, Any] | None:
         if not path.exists():
             continue
         fault = f"{path} is damaged"
-        content = path.read_bytes()
+        content = read_file(path)
         if hashlib.sha256(content[DIGEST_BYTES:]).digest() == content[:DIGEST_BYTES]:
             try:
                 state = torch.load(io.BytesIO(content[DIGEST_BYTES:]), map_location=device, weights_only=True)

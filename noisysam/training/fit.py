@@ -77,9 +77,35 @@ def fit(
             if tracker is not None:
                 tracker(folder).sync(final=True)
             return Result(folder.key, folder.path, record)
+        if processes.first:
+            _warn_of_sizes(config, len(problem.train))
         run = Run(config, problem, digests, folder, network, tracker, progress, processes)
-        with devices.settings(run.resolved["threads"], config.deterministic):
-            return run.fit()
+        try:
+            with devices.settings(run.resolved["threads"], config.deterministic):
+                return run.fit()
+        except KeyboardInterrupt as error:
+            if type(error) is not KeyboardInterrupt:  # of somebody who knows what it means
+                raise
+            raise KeyboardInterrupt(stopped(folder)) from None
+
+
+def stopped(folder: RunFolder) -> str:
+    """What is left of a run that was stopped."""
+    if any((folder.path / name).exists() for name in (checkpoint.CURRENT, checkpoint.PREVIOUS)):
+        return "stopped after the last complete epoch; the same command resumes"
+    return "stopped before its first epoch was complete; the same command begins it again"
+
+
+def _warn_of_sizes(config: RunConfig, images: int) -> None:
+    """Warn of a batch that the data do not fill, and of a last chunk that is smaller than the others."""
+    rows, m = min(config.batch, images), getattr(config.recipe().optimizer_options, "m", None)
+    if config.batch > images:
+        warnings.warn(f"--batch {config.batch}: there are {images} training images, all in each step", stacklevel=3)
+    asked = config.sam_m is not None or "m" in config.opt_option
+    if asked and isinstance(m, int) and m < rows and rows % m:
+        warnings.warn(
+            f"--sam-m {m} does not divide a batch of {rows}: the last chunk of a step has {rows % m} rows", stacklevel=3
+        )
 
 
 def _begun(folder: RunFolder) -> RunRecord | None:

@@ -16,13 +16,15 @@ from torch import Tensor
 from noisysam import methods
 from noisysam.core.environment import environment
 from noisysam.core.errors import RunFailed, UserError
+from noisysam.core.text import one_line
 from noisysam.methods import Stage, StageContext
 from noisysam.runs.config import RunConfig
+from noisysam.runs.measures import EVALUATED_AT_THE_END
 from noisysam.runs.predictions import PREDICTIONS, write_predictions
 from noisysam.runs.problem import Problem
 from noisysam.runs.record import RunFolder
 from noisysam.runs.schema import RECORD_SCHEMA
-from noisysam.runs.summary import EVALUATED_AT_THE_END, collapsed, cost, results, run_name
+from noisysam.runs.summary import collapsed, cost, results, run_name
 from noisysam.training import checkpoint, devices, reuse
 from noisysam.training.distributed import ProcessGroup, ProcessLost
 from noisysam.training.result import Result
@@ -104,7 +106,10 @@ class Run:
             self._end("interrupted", None)
             raise
         except Exception as error:
-            told = str(error) if isinstance(error, RunFailed | UserError) else traceback.format_exc()
+            expected = isinstance(error, RunFailed | UserError)
+            told = one_line(error) if expected else f"{type(error).__name__}: {one_line(error)}"
+            if not expected:
+                self.record["traceback"] = traceback.format_exc()
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)  # no fault of the run
             self._end("interrupted" if full else "failed", told)
             raise

@@ -1,5 +1,6 @@
 """A tracking store that misbehaves neither holds up training nor changes its results."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -32,10 +33,14 @@ MEASURED = {"time", "train_seconds", "eval_seconds", "log_seconds", "compile_sec
 def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A worker that has started, so that short runs meet the store; and a short wait at the end."""
     monkeypatch.setenv(sender.LIMIT, "2")
-    monkeypatch.setattr(sender, "_silent", set())
-    sender._ask("sync_store", Path("nowhere"), "sqlite:///nowhere.db", None, [], wait=None, warn=print)
+    monkeypatch.setattr(sender, "_silent", sender.Silent())
+    start_worker()
     yield
     sender._stop()
+
+
+def start_worker() -> None:
+    sender._ask("sync_store", Path("nowhere"), "sqlite:///nowhere.db", None, [], wait=None, warn=print)
 
 
 def lines(folder: RunFolder) -> list[dict[str, Any]]:
@@ -91,6 +96,47 @@ def test_a_faulty_server_changes_nothing(
         assert "\n" not in line
 
 
+PAIRS = 3
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("way", [*WAYS, "sound"])
+def test_tracking_takes_no_time_from_training(
+    way: str, tmp_path: Path, digits: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processor seconds of the training process, of tracked and untracked runs in turn; other load on the machine moves
+    the clock on the wall, which is only printed. The least of each kind is that with the least disturbance."""
+    spent: dict[bool, list[float]] = {False: [], True: []}
+    wall: dict[bool, list[float]] = {False: [], True: []}
+    with contextlib.ExitStack() as held:
+        sound = f"sqlite:///{tmp_path}/mlflow.db"
+        uri = sound if way == "sound" else held.enter_context(serving(way, tmp_path / "requests"))
+        for number in range(2 * PAIRS + 1):
+            tracked = number % 2 == 1
+            store = tmp_path / f"runs-{number}"
+            if tracked:  # as if it were the first one that meets the store
+                monkeypatch.setattr(sender, "_silent", sender.Silent())
+                start_worker()
+            began = time.process_time()
+            result = fit(
+                digits(epochs=25),
+                store=store,
+                tracker=(lambda folder: Sender(folder, uri, "x", warn=lambda _: None)) if tracked else None,
+            )
+            seconds = time.process_time() - began
+            if number:  # the first one imports what all need
+                spent[tracked].append(seconds)
+                lines = RunFolder(store, result.key).epochs
+                parts = ("train_seconds", "eval_seconds", "log_seconds")
+                wall[tracked].append(sum(line[part] or 0.0 for line in lines for part in parts))
+    by_cpu, by_wall = ({t: 60 * 25 / min(s) for t, s in seconds.items()} for seconds in (spent, wall))
+    print(
+        f"{way}: {by_cpu[True]:.0f} tracked, {by_cpu[False]:.0f} untracked epochs a processor minute"
+        f" ({by_cpu[True] / by_cpu[False] - 1:+.1%}); {by_wall[True]:.0f} and {by_wall[False]:.0f} a minute"
+    )
+    assert by_cpu[True] > 0.95 * by_cpu[False]
+
+
 @pytest.mark.usefixtures("worker")
 def test_the_end_has_a_limit(tmp_path: Path) -> None:
     folder = finished(tmp_path)
@@ -108,6 +154,42 @@ def test_the_end_has_a_limit(tmp_path: Path) -> None:
         assert not Sender(folder, uri, "drip", warn=told.append).sync(final=True)
         assert time.monotonic() - began < 1, "the next run of a sweep does not wait for the same store again"
     assert len(told) == 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_processes_of_a_sweep_wait_for_a_silent_store_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run of Ray and of SLURM has a process of its own."""
+    folder = finished(tmp_path)
+    with serving("drip", tmp_path / "requests") as uri:
+        assert not Sender(folder, uri, "drip", warn=print).sync(final=True)
+        monkeypatch.setattr(sender, "_silent", sender.Silent())  # that of another process
+        began = time.monotonic()
+        assert not Sender(folder, uri, "drip", warn=print).sync(final=True)
+        assert time.monotonic() - began < 1
+        monkeypatch.setattr(sender, "SILENCE", 0)
+        began = time.monotonic()
+        assert not Sender(folder, uri, "drip", warn=print).sync(final=True)
+        assert time.monotonic() - began > 1, "after a while it is asked again"
+    local = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv(sender.LIMIT, "60")
+    sender._silent.add(tmp_path, local)
+    assert sender.open_study(local, "x", tmp_path)
+    assert (tmp_path, local) not in sender._silent, "it has answered"
+    assert len(list(tmp_path.glob(".silent-*"))) == 1, "the mark of the other store"
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_end_of_a_sweep_has_one_limit(tmp_path: Path) -> None:
+    """For opening the study's run, sending what is missing and closing it together."""
+    store = tmp_path / "store"
+    finished(store)
+    with serving("drip", tmp_path / "requests") as uri:
+        deadline, began = sender.Deadline(), time.monotonic()
+        with pytest.raises(sender.NoAnswer):
+            sender.open_study(uri, "x", store, deadline.left())
+        assert sender.sync_study(store, {"ab": "SGD"}, uri, "x", "p" * 32, print, deadline.left()) == (0, 1)
+        sender.close_study(uri, "p" * 32, {"finished": 1}, print, deadline.left())
+        assert time.monotonic() - began < 2 + 4, "and the end of three processes on a busy machine"
 
 
 @pytest.mark.usefixtures("worker")

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+import torch
 from hypothesis import strategies as st
 from samples import trained_store
+from test_untrusted import COUNTS, attack
+from test_untrusted import refused as refused_in_time
 
 from noisysam.core.errors import UserError
 from noisysam.core.files import file_digest, read_json, write_json
 from noisysam.noise import labels as label_files
 from noisysam.runs.record import RunFolder, study_path
 from noisysam.runs.transfer import LARGEST, contents, export_study, import_study
+from noisysam.training import checkpoint
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -369,30 +373,87 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
+@pytest.mark.parametrize("count", COUNTS)
 def test_any_change_of_a_record_is_refused_or_harmless(
-    data: st.DataObject, made: tuple[Path, Path, str], archive: Path, tmp_path: Path
+    count: int, made: tuple[Path, Path, str], archive: Path, tmp_path: Path
 ) -> None:
     """A drawn value in a drawn place: an import ends in one line, or takes a record with the same key and results."""
     path, target, original = archive / "runs.jsonl", tmp_path / "store", (made[1] / "runs.jsonl").read_text()
-    shutil.rmtree(target, ignore_errors=True)
-    record = json.loads(original)
-    place = data.draw(st.sampled_from(sorted(record)))
-    if isinstance(record[place], dict) and record[place] and data.draw(st.booleans()):
-        record[place][data.draw(st.sampled_from(sorted(record[place])))] = data.draw(values)
-    else:
-        record[place] = data.draw(values)
-    path.write_text(json.dumps(record) + "\n")
-    sign(archive)
-    try:
-        import_study(archive, target)
-    except UserError as error:
-        lines, written = str(error).splitlines(), target.exists()
-    else:
-        lines, written = [""], False
-        taken = RunFolder(target, record["key"]).record
-        assert taken is not None
-        assert taken["key"] == json.loads(original)["key"]
-        assert taken["results"] == json.loads(original)["results"]
-    assert (len(lines), written) == (1, False)
+    key, wanted = json.loads(original)["key"], json.loads(original)["results"]
+
+    def check(change: Change) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        record = json.loads(original)
+        change(record)
+        path.write_text(json.dumps(record) + "\n")
+        sign(archive)
+        if refused_in_time(lambda: import_study(archive, target)):
+            assert not target.exists()
+        else:
+            taken = RunFolder(target, key).record
+            assert taken is not None
+            assert (taken["key"], taken["results"]) == (key, wanted)
+        assert {place.name for place in tmp_path.iterdir()} <= {"archive", "store"}
+
+    attack(count, changes(json.loads(original)), check)
+
+
+@st.composite
+def changes(draw: st.DrawFn, record: dict[str, Any]) -> Change:
+    """A value, or an entry of one, is replaced."""
+    place, value = draw(st.sampled_from(sorted(record))), draw(values)
+    if isinstance(record[place], dict) and record[place] and draw(st.booleans()):
+        return setting(place, draw(st.sampled_from(sorted(record[place]))), value)
+    return lambda entry: entry.__setitem__(place, value)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, sound: dict[str, bytes]) -> tuple[str, bytes]:
+    """A file of a run, with a part cut out or replaced, or of something else."""
+    name = draw(st.sampled_from(sorted(sound)))
+    content = sound[name]
+    start = draw(st.integers(0, len(content)))
+    stop = draw(st.integers(start, min(len(content), start + 40)))
+    piece = draw(
+        st.binary(max_size=8)
+        | st.sampled_from([b"", b"null", b"NaN", b"1e999", b'"', b"[" * 5000, b"9" * 5000, b"-1", b"\xff", b"\0", b","])
+    )
+    return name, draw(st.just(content[:start] + piece + content[stop:]) | st.just(piece))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_files_of_a_run_that_are_damaged(count: int, made: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """Whatever a store holds, it is read or named in one line; nothing is written."""
+    folder = RunFolder(tmp_path, made[2])
+    sound = {name: (made[0] / made[2] / name).read_bytes() for name in ("record.json", "status.json", "epochs.csv")}
+    folder.path.mkdir()
+
+    def check(file: tuple[str, bytes]) -> None:
+        for name, content in (*sound.items(), file):
+            (folder.path / name).write_bytes(content)
+        for call in (lambda: folder.record, lambda: folder.status, lambda: folder.epochs):
+            refused_in_time(call)
+        assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(sound)
+
+    attack(count, damaged(sound), check)
+
+
+def test_pipes_in_a_store(made: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """Reading one would never end."""
+    store = Path(shutil.copytree(made[0], tmp_path / "store"))
+    folder, checkpoints = RunFolder(store, made[2]), tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    os.mkfifo(checkpoints / checkpoint.CURRENT)
+    for name in ("record.json", "status.json", "epochs.csv", "confusion.csv", "weights.safetensors"):
+        (folder.path / name).unlink()
+        os.mkfifo(folder.path / name)
+    for call in (
+        lambda: folder.record,
+        lambda: folder.epochs,
+        lambda: folder.confusion,
+        lambda: read_json(folder.path / "record.json"),
+        lambda: file_digest(folder.path / "weights.safetensors"),
+        lambda: checkpoint.load(checkpoints, torch.device("cpu"), made[2]),
+    ):
+        assert refused_in_time(call)
+    assert refused_in_time(lambda: folder.status)

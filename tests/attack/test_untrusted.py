@@ -30,6 +30,8 @@ from noisysam.core.text import csv_cell, inert, printable
 from noisysam.core.untrusted import check_file, unusable
 from noisysam.data.datasets import ARRAYS, load_npz, read_npz
 from noisysam.noise import labels as label_files
+from noisysam.noise.observed import _read_released
+from noisysam.noise.tables import read_labels
 from noisysam.runs.config import validate
 from noisysam.runs.record import RunFolder
 from noisysam.studies import study_file
@@ -272,7 +274,8 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         assert refused(lambda path=path: load_npz(path))
         assert refused(lambda path=path: study_file.read(path))
         assert refused(lambda path=path: label_files.load(path))
-        assert refused(lambda path=path: label_files._read_csv(path))
+        assert refused(lambda path=path: read_labels(path))
+        assert refused(lambda path=path: _read_released(path, ("clean_label",)))
         assert refused(lambda path=path: validate({"plugin": path, "dataset": "digits"}))
     (tmp_path / "large").write_bytes(b"12345")
     check_file(tmp_path / "large", 5)
@@ -360,7 +363,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.strip() == "noisysam: stopped after the last complete epoch; the same command resumes"
+    assert err.strip().startswith("noisysam: stopped at once; the same command resumes")
 
 
 # stores and data that are unusual, but sound

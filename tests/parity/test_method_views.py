@@ -443,16 +443,20 @@ def test_pgdf() -> None:
     assert not np.allclose(*priors)
     assert ((priors[0] > 0) & (priors[0] < 1)).sum() == 100
 
-    look, drawn = look_of(9), Views(labels, 0)
+    exact, drawn = look_of(9), Views(labels, 0)
+
+    def look(k: int, inputs: Tensor, **_: Any) -> Tensor:
+        return exact(k, inputs).float()
+
     for number in (1, 3, 4, 5):
-        predictions = [some_logits(200, CLASSES, seed=70 + number + k) + 2 * hot(labels) for k in range(2)]
+        predictions = [(some_logits(200, CLASSES, seed=70 + number + k) + 2 * hot(labels)).float() for k in range(2)]
         redraw(method, number)
         epoch(method, number, predictions)
         clean, inverse = [], []
         for k in range(2):
             m = torch.zeros(CLASSES, CLASSES, dtype=torch.float64)
             for i in places.tolist():
-                m[labels[i]] += torch.softmax(predictions[k], 1)[i]
+                m[labels[i]] += torch.softmax(predictions[k].double(), 1)[i]
             inverse.append((m / m.sum(1, keepdim=True)).inverse())
             clean.append(torch.from_numpy(priors[k]))
             if number > round(0.7 * epochs):  # half of it the mixture's, which is DivideMix's
@@ -470,7 +474,10 @@ def test_pgdf() -> None:
             one = method.drawn(drawn, index, network)
             method.progress = float(number)
             (task,) = method.tasks(one, look)
-            p = [torch.stack([torch.softmax(look(net, x), 1) for x in one.views[:2]]).mean(0) for net in range(2)]
+            p = [
+                torch.stack([torch.softmax(look(net, x).double(), 1) for x in one.views[:2]]).mean(0)
+                for net in range(2)
+            ]
             px, pu = p[network][:4], (p[0] + p[1])[4:] / 2
             if number > 3:
                 px, pu = (torch.mm(q, inverse[network]).clamp(min=0) for q in (px, pu))
