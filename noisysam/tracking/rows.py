@@ -90,14 +90,14 @@ def points(cells: Sequence[Place], prefix: str = "") -> dict[Point, tuple[float,
 
 
 def columns(cells: Sequence[Place]) -> dict[str, float]:
-    """The columns of the table of rows with the means so far in percent."""
+    """The columns of the table of rows with the means so far in percent, rounded as a table prints them."""
     single = len({cell.noise_type for cell in cells}) == 1
     found: dict[str, list[float]] = {}
     for cell in sorted(cells, key=lambda cell: (cell.noise_type, cell.rate)):
         values = found.setdefault(column(cell, single), [])
         if cell.record is not None:
             values.append(cell.record["results"]["last"])
-    return {name: 100 * fmean(values) if values else float("nan") for name, values in found.items()}
+    return {name: round(100 * fmean(values), 2) if values else float("nan") for name, values in found.items()}
 
 
 def column(cell: Place, single: bool) -> str:
