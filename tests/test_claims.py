@@ -349,7 +349,7 @@ def test_yaml_has_exactly_the_fields() -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"kind": "better"}, "kind: should be one of greater, not_worse"),
+        ({"kind": "better"}, "kind: should be one of 'greater', 'not_worse'"),
         ({"kind": None}, "kind: missing"),
         ({"colour": 1}, "colour: there is no such option"),
         ({"text": ""}, "text: "),
