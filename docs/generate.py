@@ -152,12 +152,13 @@ def settings_table(recipes: Mapping[Problem, dict[str, Any] | None]) -> list[str
 
 
 def options_table(recipes: Mapping[Problem, dict[str, Any] | None]) -> list[str]:
-    """The options that the authors chose by noise; nothing where there are none."""
-    rows = [
-        (dataset, noise_type, f"{100 * noise:g} %", f"`{catalogue.settings(recipe['options'])}`")
-        for (dataset, noise_type, noise), recipe in recipes.items()
-        if recipe is not None and recipe["options"]
-    ]
+    """The options that the authors chose by noise, rates that share them in one row; nothing where there are none."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for (dataset, noise_type, noise), recipe in recipes.items():
+        if recipe is not None and recipe["options"]:
+            place = (dataset, noise_type, catalogue.settings(recipe["options"]))
+            found.setdefault(place, []).append(f"{100 * noise:g}")
+    rows = [(data, noise, f"{', '.join(rates)} %", f"`{options}`") for (data, noise, options), rates in found.items()]
     if not rows:
         return []
     text = "Options that go with it, where they differ from the defaults (an oracle's choice):"

@@ -34,6 +34,7 @@ from noisysam.runs.record import RunFolder
 from noisysam.studies import plan as plans
 from noisysam.studies import state as states
 from noisysam.studies.plan import Cell
+from noisysam.tracking import tracker
 
 STUDY = """\
 base: {{dataset: digits, model: resnet8, width: 0.25, epochs: 4, train_subset: 300, val_fraction: 0.2, precision: fp32,
@@ -406,6 +407,11 @@ def still(work: Path, server: Server) -> list[int]:
     return found
 
 
+def scale(column: str) -> float:
+    """100 for a column of shares, which MLflow has in percent."""
+    return tracker.MEASURED[column].scale if column in tracker.MEASURED else 1.0
+
+
 def wrong_in_mlflow(database: Path, store: Path, cells: list[Cell]) -> Iterator[str]:
     """Cells without exactly one finished run in MLflow's own tables, and epochs that are not there exactly once."""
     with contextlib.closing(sqlite3.connect(database)) as base:
@@ -413,7 +419,9 @@ def wrong_in_mlflow(database: Path, store: Path, cells: list[Cell]) -> Iterator[
             "select t.value, r.run_uuid, r.status from tags t join runs r using (run_uuid)"
             " where t.key = 'noisysam.key' and r.lifecycle_stage = 'active'"
         ).fetchall()
-        parents = base.execute("select count(*) from tags where key = 'noisysam.kind'").fetchone()[0]
+        parents = base.execute("select count(*) from tags where key = 'noisysam.kind' and value = 'study'").fetchone()[
+            0
+        ]
         if parents != 1:
             yield f"MLflow has {parents} runs of the study"
         for cell in cells:
@@ -422,12 +430,14 @@ def wrong_in_mlflow(database: Path, store: Path, cells: list[Cell]) -> Iterator[
                 yield f"{cell.label}: MLflow has {len(found)} runs of it ({', '.join(s for _, s in found)})"
                 continue
             rows = base.execute("select key, step, value, is_nan from metrics where run_uuid = ?", found[0][:1])
-            there = Counter((n, s, None if nan else v) for n, s, v, nan in rows if not n.startswith("final_"))
+            there = Counter(
+                (n, s, None if nan else float(f"{v:.9g}")) for n, s, v, nan in rows if not n.startswith("final/")
+            )
             lines = RunFolder(store, cell.key).epochs
             sent = Counter(
-                (name, step, value if math.isfinite(value) else None)
+                (tracker.curve(name), step, float(f"{scale(name) * value:.9g}") if math.isfinite(value) else None)
                 for step, line in enumerate(lines) for name, value in line.items()
-                if value is not None and name not in ("epoch", "time", "log_seconds")
+                if value is not None and name not in ("time", "log_seconds")
             )  # fmt: skip
             if there != sent:
                 doubled, lost = sum((there - sent).values()), sum((sent - there).values())

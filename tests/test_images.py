@@ -1,6 +1,7 @@
 """Data sets of image files: folders, torchvision's and Hugging Face's; their faults in one line."""
 
 import csv
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -298,6 +299,17 @@ def test_given_labels_from_run_to_compare(
     assert cli._run(["compare", result.key, "--store", str(tmp_path / "store")]) == 0
     assert ("not known" in capsys.readouterr().out) != known
     assert cli._run(["noise", "show", str(next((tmp_path / "store" / "labels").glob("*.npz")))]) == 0
+    study = tmp_path / "s.yaml"
+    base = {name: value for name, value in config.model_dump(mode="json").items() if value not in (None, {}, -1)}
+    study.write_text(json.dumps({"base": {**base, "noise_seed": 0}, "rows": {"SGD": {}, "SAM": {"opt": "sam"}}}))
+    store = ["--store", str(tmp_path / "store"), "--no-track"]
+    assert cli._run(["sweep", str(study), *store]) == 0
+    capsys.readouterr()
+    assert cli._run(["report", "s", *store, "--out", str(tmp_path / "reports")]) == 0
+    text = capsys.readouterr().out
+    assert ("Memorised" in text) == known
+    assert ("not known" in (tmp_path / "reports" / "s" / "report.md").read_text()) != known
+    assert (tmp_path / "reports" / "s" / "figures" / "accuracy.svg").exists()
 
 
 def test_without_correct_labels_an_oracle_is_refused(tmp_path: Path) -> None:

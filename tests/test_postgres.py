@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from noisysam.runs.measures import MEASURE, MEASURES
 from noisysam.runs.record import RunFolder
 
 pytestmark = pytest.mark.services
@@ -87,6 +88,17 @@ def rush(store: Path, uri: str) -> None:
         assert out.split() == ["1"] * RUNS, err
 
 
+def rounded(value: float) -> float:
+    """Rounded, since percent of a share may differ in the last bit."""
+    return float(f"{value:.9g}")
+
+
+def percent(column: str, value: float) -> tuple[str, float]:
+    """The metric of a column, shares in percent."""
+    shares = {measure.column for measure in MEASURES if measure.percent}
+    return (f"percent/{column}", rounded(100 * value)) if column in shares else (column, rounded(value))
+
+
 def compare(store: Path, runs: list[Any], metrics: list[Any]) -> None:
     """The database's own tables against the records. ``runs``: (key, id, status); ``metrics``: (id, name, step,
     value)."""
@@ -94,17 +106,18 @@ def compare(store: Path, runs: list[Any], metrics: list[Any]) -> None:
     assert Counter(key for key, _, _ in runs) == Counter(keys)
     assert {status for _, _, status in runs} == {"FINISHED"}
     names = {run: key for key, run, _ in runs}
-    there = Counter((names[run], name, step, value) for run, name, step, value in metrics)
+    there = Counter((names[run], name, rounded(value), step) for run, name, step, value in metrics)
     sent: Counter[Any] = Counter()
     for key in keys:
         folder = RunFolder(store, key)
         assert len(folder.epochs) == EPOCHS
         for step, line in enumerate(folder.epochs):
-            sent.update((key, name, step, line[name]) for name in line if name not in ("epoch", "time"))
+            sent.update((key, *percent(name, line[name]), step) for name in line if name != "time")
         record = folder.record
         assert record is not None
         for name, value in {**record["results"], **record["cost"]}.items():
-            sent[key, f"final_{name}", 0, value] += 1
+            scale = MEASURE[name].scale if name in MEASURE else 1
+            sent[key, f"final/{name}", rounded(scale * value), 0] += 1
     assert there == sent
 
 

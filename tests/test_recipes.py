@@ -15,9 +15,11 @@ from noisysam import fit, methods
 from noisysam.core.settings import StageSettings
 from noisysam.methods import METHODS, Method, PublishedRecipe
 from noisysam.methods.pes import PES
+from noisysam.report.tables import read_cells
 from noisysam.runs.config import RunConfig, validate
 from noisysam.runs.presets import published
 from noisysam.runs.record import RunFolder
+from noisysam.studies import plan as plans
 from noisysam.training.schedule import learning_rate, momentum
 from noisysam.training.trainer import Trainer
 
@@ -380,6 +382,26 @@ def test_settings_of_a_stage_are_fields_of_a_run() -> None:
         if name != "milestones":  # whose parts have a limit of their own
             assert field.annotation in (own.annotation, own.annotation | None), name  # type: ignore[operator]
             assert {str(m) for m in field.metadata} <= {str(m) for m in own.metadata}, name
+
+
+# in a study
+
+
+def test_a_row_with_options_by_rate_stays_one_row(tmp_path: Path) -> None:
+    """SSR+ relabels at 0.9, from half of the labels wrong on at 0.8; with another lr in its row, which is its own."""
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "base: {dataset: digits, model: resnet8, epochs: 3, preset: published, augment: none}\n"
+        "grid: {noise: [0.4, 0.8]}\n"
+        "rows: {SSR+: {method: ssr, lr: 0.01}}\n"
+    )
+    cells = plans.plan(path)
+    assert [cell.config.method_option for cell in cells] == [{}, {"theta_r": 0.8}]
+    assert {cell.config.lr for cell in cells} == {0.01}
+    assert "lr" not in cells[0].for_rate
+    assert {"method_option", "batch"} <= set(cells[0].for_rate)
+    plans.save(path, cells, tmp_path)
+    assert {cell["row"] for cell in read_cells(tmp_path, "s")} == {"SSR+"}
 
 
 # through the loop

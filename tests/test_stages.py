@@ -205,6 +205,37 @@ def test_own_parameters_step_once_by_the_first_evaluation(
     assert steps[1][0].abs().max() > 0
 
 
+def test_own_parameters_step_once_for_all_networks(
+    digits: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two networks that both learn from a batch, by the sum of their gradients."""
+    from noisysam.training import trainer
+
+    made: list[trainer.Objective] = []
+    seen: list[tuple[Tensor, int]] = []
+    step = torch.optim.SGD.step
+
+    class Noted(trainer.Objective):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    def noted(self: torch.optim.SGD, closure: Any = None) -> Any:
+        if self.param_groups[0]["lr"] == 0.5:
+            grad = self.param_groups[0]["params"][0].grad
+            torch.testing.assert_close(grad, made[-2].auxiliary_grads[0] + made[-1].auxiliary_grads[0])
+            seen.append((grad.clone(), len(made)))
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    monkeypatch.setattr(trainer, "Objective", Noted)
+    monkeypatch.setattr(Shifted, "networks", 2)
+    fit(digits(method="shifted", opt="sgd", epochs=1), store=tmp_path)
+    assert [count for _, count in seen] == [2 * (n + 1) for n in range(len(seen))]
+    assert len(seen) > 1
+    assert seen[0][0].abs().max() > 0
+
+
 def test_networks_without_blocks_are_refused(digits: Configure, tmp_path: Path) -> None:
     def network(seed: int) -> nn.Module:
         torch.manual_seed(seed)

@@ -1,8 +1,10 @@
 """Tracking: what arrives in a real SQLite store, that nothing arrives twice, and that a dead store stops nothing."""
 
+import contextlib
 import json
 import math
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -357,6 +359,16 @@ def test_sync_store_counts_what_a_dead_server_keeps_back(tmp_path: Path, dead: s
     assert len(warned) == 1
 
 
+def test_a_store_that_was_half_created(tmp_path: Path) -> None:
+    """As by a process that was killed: it is created anew, and its place is taken by a whole one alone."""
+    new = tmp_path / ".mlflow.db.new"
+    with contextlib.closing(sqlite3.connect(new)) as base:
+        base.execute("create table experiments (routing_strategy text)")
+        base.commit()
+    assert open_store(f"sqlite:///{tmp_path}/mlflow.db", "e")
+    assert not new.exists()
+
+
 def test_open_store_is_safe_against_a_race(uri: str, tmp_path: Path) -> None:
     ids: list[str] = []
     threads = [threading.Thread(target=lambda: ids.append(open_store(uri, "race"))) for _ in range(6)]
@@ -557,7 +569,7 @@ def test_a_run_ends_with_its_page(tmp_path: Path, uri: str, capsys: pytest.Captu
     folder = make_folder(tmp_path)
     assert Tracker(folder, uri, "noisysam").sync(final=True)
     (run,) = [run for run in runs(uri, "noisysam") if run.data.tags["noisysam.key"] == "00ff"]
-    path = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    path = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
     cli.runs._show_page(folder, uri, "noisysam", None)
     said = capsys.readouterr().out
     assert said == f"  MLflow: {path}  (while `noisysam ui` is running, at the address that it prints)\n"

@@ -68,7 +68,7 @@ def _write(found: "Suspects", folder: Path) -> None:
     lines = table.head(SHOWN)
     truth = [f" (is {name})" for name in lines["true"]] if "true" in lines else [""] * len(lines)
     named = zip(lines["given"], lines["predicted"], truth, strict=True)
-    captions = [f"{given} | {predicted}?{true}" for given, predicted, true in named]
+    captions = [f"labelled {given} | {predicted}?{true}" for given, predicted, true in named]
     marks = [bool(wrong) for wrong in lines["wrong"]] if "wrong" in lines else [None] * len(lines)
     with atomic(folder / "suspects.png") as temporary:
         contact_sheet(found.images(SHOWN), captions, marks).savefig(temporary, format="png", dpi=120)

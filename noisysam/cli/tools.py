@@ -19,16 +19,17 @@ def sync(tracking_uri: str | None, store: Path) -> None:
     from noisysam.runs.record import study_names
 
     uri, store = tracking.default_uri(tracking_uri), store.absolute()
-    found = [_sync_study(store, study, uri) for study in study_names(store)]
-    found.append(tracking.sync_store(store, uri))
-    sent, failed = (sum(counts) for counts in zip(*found, strict=True))
+    of_studies = sum(_sync_study(store, study, uri) for study in study_names(store))
+    others, failed = tracking.sync_store(store, uri)
+    sent = of_studies + others
     click.echo(f"{sent} records sent, {failed} failed")
     if failed:
         raise RunFailed(f"{failed} records could not be sent; they are kept in {store}")
 
 
-def _sync_study(store: Path, study: str, uri: str) -> tuple[int, int]:
-    """Send what MLflow lacks of a study that has begun; returns the numbers of records (sent, failed)."""
+def _sync_study(store: Path, study: str, uri: str) -> int:
+    """Send what MLflow lacks of a study that has begun; returns the number of records sent. Those that were not are
+    left for the transfer of the whole store, which counts them."""
     from collections import Counter
 
     from noisysam import tracking
@@ -39,17 +40,17 @@ def _sync_study(store: Path, study: str, uri: str) -> tuple[int, int]:
         cells = plans.runs(plans.load(store, study))
     except UserError as error:
         tracking.to_warnings(str(error))
-        return 0, 0
+        return 0
     states = Counter(state(cell, store) for cell in cells)
     if not states["finished"]:
-        return 0, 0
+        return 0
     try:
         parent = tracking.open_study(uri, study)
     except (RunFailed, UserError) as error:
         tracking.to_warnings(str(error))
-        return 0, 0  # its records are counted with the others
+        return 0
     rows = {cell.key: cell.row for cell in reversed(cells)}
-    done = tracking.sync_study(store, dict(reversed(rows.items())), uri, study, parent, wait=60.0 + 5 * len(rows))
+    done, _ = tracking.sync_study(store, dict(reversed(rows.items())), uri, study, parent, wait=60.0 + 5 * len(rows))
     if not states["running"]:
         left = len(cells) - states["finished"] - states["failed"]
         tracking.close_study(uri, parent, {"finished": states["finished"], "failed": states["failed"], "left": left})

@@ -151,8 +151,8 @@ class Method(nn.Module):
     """Cross-entropy on the given labels; every method overrides what differs.
 
     Per-sample state and counters are buffers, made in ``on_stage``, so that they are saved, moved and reset for free.
-    What a method learns beside the network are parameters, made there too; they are never perturbed, and step once, by
-    ``auxiliary_optimizer``, with the gradient of each row's first evaluation.
+    What a method learns beside the network are parameters, made there too; they are never perturbed, and step once a
+    batch, by ``auxiliary_optimizer``, with the gradient of each row's first evaluation, summed over the networks.
     """
 
     name: ClassVar[str]

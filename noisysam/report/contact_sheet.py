@@ -23,5 +23,6 @@ def contact_sheet(images: npt.NDArray[np.uint8], captions: Sequence[str], marks:
         grey = image.shape[-1] == 1
         panel.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
         colour = {True: "tab:green", False: "tab:red", None: "black"}[mark]
-        panel.set_title(literal(caption).replace(" | ", "\n"), fontsize=7, color=colour, y=-0.02, va="top")
+        text = literal(caption).replace(" | ", "\n")
+        panel.text(0.5, -0.03, text, fontsize=7, color=colour, ha="center", va="top", transform=panel.transAxes)
     return figure

@@ -40,7 +40,7 @@ def _kind(name: str) -> str:
         try:
             CLAIM_KINDS[name]
         except UnknownName:
-            known = ", ".join((*KINDS, *CLAIM_KINDS))
+            known = ", ".join(map(repr, (*KINDS, *CLAIM_KINDS)))
             raise ValueError(f"should be one of {known} (or of a file that --plugin names)") from None
     return name
 

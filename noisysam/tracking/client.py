@@ -32,6 +32,8 @@ def open_store(uri: str, experiment: str) -> str:
     path = sqlite_path(uri)
     try:
         with locked(path):
+            if path is not None and not path.exists():
+                _create(path)
             client = MlflowClient(tracking_uri=uri)
             found = client.get_experiment_by_name(experiment)
             wanted = KIND | pages.tags()
@@ -53,6 +55,16 @@ def open_store(uri: str, experiment: str) -> str:
     except Exception as error:  # sqlalchemy, requests and mlflow each raise their own
         raise RunFailed(f"MLflow store {shown(uri)} cannot be used: {one_line(error)}") from error
     raise UserError(f"MLflow experiment {experiment!r} was deleted: restore it, or give --experiment another name")
+
+
+def _create(path: Path) -> None:
+    """Create an SQLite store beside its place and rename it: a process that is killed while it creates the tables
+    would leave a file that MLflow cannot use or repair."""
+    new = path.with_name(f".{path.name}.new")
+    for half in (new, new.with_name(f"{new.name}-journal")):
+        half.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+    new.replace(path)
 
 
 def identifier(value: object) -> str:
