@@ -271,7 +271,6 @@ def test_columns_of_results_are_documented(store: Path, tmp_path: Path) -> None:
         assert named <= set(COLUMNS)
     optional = {name for name in COLUMNS if name.startswith("test_accuracy_") or name.endswith("NAME")}
     assert set(frames[0].columns) >= set(COLUMNS) - optional
-    assert any(name.startswith("opt_option.") for name in frames[0].columns) or frames[0]["rho"].notna().any()
 
 
 def test_the_page_explains_its_words(store: Path, tmp_path: Path) -> None:
