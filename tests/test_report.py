@@ -590,7 +590,7 @@ def test_learning_curves_are_means_with_bands_of_a_standard_deviation(store: Pat
 
 def test_what_a_report_keeps_of_a_run_is_small(store: Path) -> None:
     """So that one of 10,000 runs of 200 epochs fits into 1 GB: `noisysam bench reports --long` measures it."""
-    folders = [RunFolder(store, path.parent.name) for path in store.glob("*/epochs.csv")]
+    folders = [RunFolder(store, path.parent.name) for path in sorted(store.glob("*/record.json"))]
     line = dict.fromkeys(("stage", "epoch", "test_accuracy", "memorised", "recovered", "auroc", "train_loss"), 0.25)
     for folder in folders:
         folder.write_epochs([{**line, "stage": 0, "epoch": epoch} for epoch in range(200)])
