@@ -772,7 +772,7 @@ def test_a_store_that_is_away_is_told_once(cells: list[Cell], store: Path) -> No
     assert len(told) == 1
     tracking.close_study(nowhere, "p" * 32, {"failed": 0, "left": 0}, told.append)
     assert "stays open" in told[1]
-    assert cli.studies._parent(nowhere, "one") is None
+    assert cli.studies._parent(nowhere, "one", store) is None
 
 
 # thousands of cells

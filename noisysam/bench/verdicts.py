@@ -13,8 +13,7 @@ Clopper-Pearson intervals; fails if an interval of a wrong verdict lies above 5 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -43,7 +42,7 @@ class Scenario:
     what: str
     means: dict[str, tuple[float, float, float]]
     truth: Literal["sought", "edge", "true", "false"] = "edge"
-    learnt: Mapping[str, float] = MappingProxyType({})
+    learnt: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
