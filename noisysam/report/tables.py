@@ -133,6 +133,7 @@ def flat_cell(cell: Mapping[str, Any], variant: str, record: Mapping[str, Any]) 
         "model": model.get("name"),
         "parameters": model.get("parameters"),
         **{name: config.get(name) for name in RECIPE},
+        "dataset": _without_place(config.get("dataset")),
         **{name: resolved.get(name) for name in ("precision", "device", "device_name", "threads")},
         "environment": environment,
         **{name: environment.get(name) for name in ("commit", "torch", "cpu", "instruction_set", "numerics")},
@@ -246,6 +247,12 @@ def _one_each(cells: Iterable[ReportCell], facts: Callable[[ReportCell], list[tu
 def _some(keys: Sequence[str]) -> str:
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return ("run " if len(keys) == 1 else "runs ") + ", ".join(keys[:3]) + more
+
+
+def _without_place(dataset: str | None) -> str | None:
+    """'folder:pets' of folder:/home/me/pets: a report is read on other machines."""
+    kind, colon, place = (dataset or "").partition(":")
+    return f"{kind}:{Path(place).name}" if colon else dataset
 
 
 def column_name(cell: Mapping[str, Any]) -> str:
