@@ -60,6 +60,7 @@ FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown option": ("--frobnicate", ("No such option", "--frobnicate")),
     "nearly an option": ("--epoch 3", ("--epoch", "Did you mean", "--epochs")),
     "another program's option": ("--optimizer sam", ("No such option", "Did you mean", "--opt")),
+    "another program's word": ("--arch resnet8", ("No such option", "Did you mean", "--model")),
     "another program's long option": ("--batch-size 8", ("Did you mean", "--batch")),
     "plugin twice": ("--plugin a.py --plugin b.py", ("--plugin is given twice",)),
     "capitals": ("--opt SAM", ("unknown optimizer 'SAM', did you mean 'sam'?",)),

@@ -40,7 +40,7 @@ def test_the_page_that_compares_them(store: Path) -> None:
         write_json(folder.path / "tracking.json", state)
     found = page(folders)
     assert found is not None
-    assert unquote(found) == '/#/compare-runs?runs=["r0", "r1"]&experiments=["7"]'
+    assert unquote(found) == '/#/compare-runs?runs=["r0", "r1"]&experiments=["7"]&workflowType=machine_learning'
     write_json(folders[1].path / "tracking.json", {**state, "uri": "sqlite:////y/mlflow.db"})
     assert page(folders) is None
 

@@ -100,12 +100,40 @@ def seen(tmp_path: Path) -> Callable[[str], str]:
 def test_list_of_runs_shows_what_matters(folder: Path, root: str, seen: Callable[[str], str]) -> None:
     uri = default_uri(f"sqlite:///{folder}/mlflow.db")
     page = seen(root + server.pages(uri, "small")["small, runs"])
-    for column in ("noisysam.row", "noise", "final_last", "final_memorised"):
+    for column in ("noisysam.row", "noise", "final/last", "final/memorised"):
         assert column in page
     runs = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/record.json")]
     assert len(runs) == 4
-    for run in runs:
-        assert run["name"] in page
+    for title in ("SGD 40 % #0", "SGD 80 % #0", "SAM 40 % #0", "SAM 80 % #0"):
+        assert title in page
+
+
+def test_rows_with_a_column_for_each_rate(folder: Path, root: str, seen: Callable[[str], str]) -> None:
+    uri = default_uri(f"sqlite:///{folder}/mlflow.db")
+    page = seen(root + server.pages(uri, "small")["small, rows"])
+    records = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/record.json")]
+    for words in ("last at 40", "last at 80", "SGD", "SAM"):
+        assert words in page
+    for record in records:
+        assert f"{round(100 * record['results']['last'], 2):g}" in page
+
+
+def test_rows_as_curves(folder: Path, root: str, seen: Callable[[str], str]) -> None:
+    uri = default_uri(f"sqlite:///{folder}/mlflow.db")
+    page = seen(root + server.pages(uri, "small")["small, accuracy against noise"])
+    for words in ("mean/last", "mean/memorised", "SGD", "SAM"):
+        assert words in page
+    assert "<svg" in page
+
+
+def test_the_experiment_opens_on_the_rows(folder: Path, root: str, seen: Callable[[str], str]) -> None:
+    """Without a view in the address, in model training: the study's run is expanded."""
+    client = MlflowClient(tracking_uri=default_uri(f"sqlite:///{folder}/mlflow.db"))
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    page = seen(f"{root}/#/experiments/{experiment.experiment_id}?{pages.TRAINING}")
+    for words in ("Model training", "SGD", "SAM"):
+        assert words in page
 
 
 def test_charts_by_row_and_rate(folder: Path, root: str, seen: Callable[[str], str]) -> None:
@@ -124,7 +152,7 @@ def test_two_runs_side_by_side(folder: Path, root: str, seen: Callable[[str], st
     assert address is not None
     page = seen(root + address)
     # the figures are in a box that scrolls: the first of them are there
-    for words in ("Comparing 2 Runs", sgd["name"], sam["name"], "auroc", "clean_accuracy", "final_auroc"):
+    for words in ("Comparing 2 Runs", "SGD 80 % #0", "SAM 80 % #0", "percent/auroc", "final/auroc"):
         assert words in page
 
 

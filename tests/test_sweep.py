@@ -768,11 +768,11 @@ def test_a_store_that_is_away_is_told_once(cells: list[Cell], store: Path) -> No
         trained(store, cell)
     told: list[str] = []
     nowhere = "http://127.0.0.1:9"
-    assert tracking.sync_study(store, {c.key: c.row for c in cells}, nowhere, "one", "p" * 32, told.append) == (0, 1)
+    assert tracking.sync_study(store, {c.key: c.row for c in cells}, nowhere, "one", "p" * 32, told.append) == (0, 3)
     assert len(told) == 1
     tracking.close_study(nowhere, "p" * 32, {"failed": 0, "left": 0}, told.append)
     assert "stays open" in told[1]
-    assert cli.studies._parent(nowhere, "one") is None
+    assert cli.studies._parent(nowhere, "one", store) is None
 
 
 # thousands of cells

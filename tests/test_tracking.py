@@ -569,7 +569,7 @@ def test_a_run_ends_with_its_page(tmp_path: Path, uri: str, capsys: pytest.Captu
     folder = make_folder(tmp_path)
     assert Tracker(folder, uri, "noisysam").sync(final=True)
     (run,) = [run for run in runs(uri, "noisysam") if run.data.tags["noisysam.key"] == "00ff"]
-    path = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    path = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
     cli.runs._show_page(folder, uri, "noisysam", None)
     said = capsys.readouterr().out
     assert said == f"  MLflow: {path}  (while `noisysam ui` is running, at the address that it prints)\n"

@@ -12,8 +12,8 @@ Clopper-Pearson intervals; fails if an interval of a wrong verdict lies above 5 
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -35,12 +35,14 @@ LOOKS = (2, 3, 4, 5, 8, 13, 20)
 @dataclass(frozen=True)
 class Scenario:
     """A claim, the true accuracy of each row at each rate (points), and whether the claim is then true; sought: on the
-    boundary, and the researcher adds seeds."""
+    boundary, and the researcher adds seeds. ``learnt``: the share of wrong labels that each row learns, which a claim
+    of correlation is about; rows that it does not name draw one for each study."""
 
     claim: Claim
     what: str
     means: dict[str, tuple[float, float, float]]
     truth: Literal["sought", "edge", "true", "false"] = "edge"
+    learnt: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,6 +74,11 @@ def profile(*falls: tuple[float, float, float]) -> dict[str, tuple[float, float,
 
 FLAT, FAR = (0.0, 0.0, 0.0), (30.0, 30.0, 30.0)
 MANY = ("A1", "A2", "A3", "A4", "B")
+PAIRS = {f"A{k}": (2.0 * k, 4.0 * k, 6.0 * k) for k in range(6)} | {f"B{k}": FLAT for k in range(6)}  # gains
+GOES = claim(
+    "correlates", [f"A{k}" for k in range(6)], against=tuple(f"B{k}" for k in range(6)),
+    measure=("last", "memorised"), noise=(0.4,),
+)  # fmt: skip
 RADII = ("r0", "r1", "r2", "r3", "r4")
 EARLY = claim("greater", measure=("last", "selected"))
 EDGE = claim("knife_edge", RADII, margin=5)
@@ -111,6 +118,15 @@ SCENARIOS = (
         claim("some_beats", MANY), "one candidate with 9 points",
         rows(A1=FLAT, A2=(9, 9, 9), A3=FLAT, A4=FLAT), "true",
     ),
+    Scenario(GOES, "gains of six rows, and wrong labels that have nothing to do with them", rows(**PAIRS), "sought"),
+    Scenario(
+        GOES, "gains that grow with the wrong labels", rows(**PAIRS), "true",
+        {f"{side}{k}": 0.1 + 0.1 * k for side in "AB" for k in range(6)},
+    ),
+    Scenario(
+        GOES, "gains that fall with the wrong labels", rows(**PAIRS), "false",
+        {f"{side}{k}": 0.7 - 0.1 * k for side in "AB" for k in range(6)},
+    ),
     Scenario(EDGE, "one row behind by the margin at one rate", profile(FAR, FLAT, (30, 5, 30), FAR, FAR), "sought"),
     Scenario(EDGE, "all rows behind by the margin", profile((5, 5, 5), (5, 5, 5), FLAT, (5, 5, 5), (5, 5, 5))),
     Scenario(claim("knife_edge", RADII, margin=0.01), "two best rows", profile(FAR, FLAT, FLAT, FAR, FAR)),
@@ -133,6 +149,10 @@ def simulate(scenario: Scenario, studies: int, rng: np.random.Generator, added_c
         values = true + shared + np.array(RUN_SD) * rng.standard_normal((len(seeds), *true.shape))
         for cell, value in zip(cells, values.ravel().tolist(), strict=True):
             cell.update(status="finished", last=value / 100, selected=(value + SELECTED) / 100)
+        if scenario.claim.kind == "correlates":
+            shares = {row: rng.uniform(0.1, 0.7) for row in names} | dict(scenario.learnt)
+            for cell in cells:
+                cell["memorised"] = shares[cell["row"]] + 0.01 * rng.standard_normal()
         planned = 3 + study % 3
         once, held = "", False
         for look in LOOKS if scenario.truth == "sought" else [planned]:

@@ -59,9 +59,10 @@ class ConfigCommand(click.Command):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             meant = SYNONYMS.get(error.option_name.lstrip("-").replace("-", "_"))
-            if meant is not None:
-                error = click.NoSuchOption(error.option_name, None, [f"--{meant.replace('_', '-')}"], ctx)
-            raise error from None
+            if meant is None:
+                raise
+            hint = f"Did you mean '--{meant.replace('_', '-')}'?"  # click itself hints at what is spelled alike alone
+            raise click.UsageError(f"{error.message} {hint}", error.ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from noisysam.runs.config import RunConfig

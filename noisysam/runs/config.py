@@ -170,11 +170,11 @@ class RunConfig(BaseModel):
         for name, value in values.items():
             if (reason := unusable(value)) is not None:
                 raise ValueError(f"--{name.replace('_', '-')}: {reason}")
-        if "plugin" in values:
+        if isinstance(values.get("plugin"), str | Path):
             plugins.load(Path(values["plugin"]))
         if "preset" in values:
             values = presets.below(values)
-        if {"adam", "adamw"} & {values.get("opt"), values.get("base_opt")}:
+        if any(values.get(name) in ("adam", "adamw") for name in ("opt", "base_opt")):
             values.setdefault("lr", 1e-3)
         return values
 

@@ -87,7 +87,7 @@ def below(values: Mapping[str, Any]) -> dict[str, Any]:
     Options of the method are merged one by one. Whoever gives another schedule gets none of the preset's fields for it.
     """
     recipe = dict(preset(values["preset"], values).values)
-    if values.get("schedule", recipe.get("schedule")) != recipe.get("schedule"):
+    if "schedule" in recipe and values.get("schedule", recipe["schedule"]) != recipe["schedule"]:
         recipe = {name: value for name, value in recipe.items() if name not in SCHEDULE_FIELDS[recipe["schedule"]]}
     merged = {**recipe, **values}
     if isinstance(values.get("method_option"), Mapping):

@@ -13,6 +13,9 @@ from noisysam.runs.record import RunFolder
 from noisysam.tracking.state import sent
 
 TAG = "mlflow.sharedViewState."
+# MLflow 3.17 opens pages as those of GenAI applications, whatever an experiment's tags say, but for this parameter, or
+# where the reader has chosen model training in this browser before
+TRAINING = "workflowType=machine_learning"
 NOTE = "mlflow.note.content"
 
 
@@ -90,7 +93,7 @@ def tags(columns: Sequence[str] = ()) -> dict[str, str]:
 def pages(experiment_id: str, tags: Mapping[str, str]) -> dict[str, str]:
     """The addresses of the pages of an experiment with these tags, relative to the server's root: of a study its rows
     and their curves first, then the runs, and charts of means over seeds."""
-    runs = f"/#/experiments/{experiment_id}/runs?viewStateShareKey="
+    runs = f"/#/experiments/{experiment_id}/runs?{TRAINING}&viewStateShareKey="
     return {what: f"{runs}{view}{mode}" for what, (view, mode) in PAGES.items() if f"{TAG}{view}" in tags}
 
 
@@ -99,7 +102,7 @@ def run_page(folder: RunFolder, experiment: str) -> str | None:
     state = sent(folder, experiment)
     if not (state.get("experiment_id") and state.get("run_id")):
         return None
-    return f"/#/experiments/{state['experiment_id']}/runs/{state['run_id']}"
+    return f"/#/experiments/{state['experiment_id']}/runs/{state['run_id']}?{TRAINING}"
 
 
 def note(text: str) -> str:
@@ -112,7 +115,7 @@ def note(text: str) -> str:
 def side_by_side(experiment_ids: Sequence[str], run_ids: Sequence[str]) -> str:
     """The address of the page that compares runs."""
     chosen, experiments = (quote(json.dumps(list(ids)), safe="") for ids in (run_ids, experiment_ids))
-    return f"/#/compare-runs?runs={chosen}&experiments={experiments}"
+    return f"/#/compare-runs?runs={chosen}&experiments={experiments}&{TRAINING}"
 
 
 def comparison(folders: Sequence[RunFolder]) -> str | None:

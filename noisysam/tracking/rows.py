@@ -23,7 +23,7 @@ from noisysam.runs.record import RunFolder, load_study
 from noisysam.runs.schema import RunRecord
 from noisysam.tracking import pages
 from noisysam.tracking.client import identifier
-from noisysam.tracking.tracker import STATUS, _milliseconds
+from noisysam.tracking.tracker import STATUS, milliseconds
 
 Point = tuple[str, int]  # a metric and its step
 
@@ -78,7 +78,7 @@ def points(cells: Sequence[Place], prefix: str = "") -> dict[Point, tuple[float,
         records = [cell.record for cell in here if cell.record is not None]
         if not records or not all(cell.ended for cell in here):
             continue
-        ended = max(_milliseconds(str(record["ended"])) for record in records)
+        ended = max(milliseconds(str(record["ended"])) for record in records)
         for measure in measures.shown("table"):
             values = [v for record in records if (v := measure.value(record["results"])) is not None and v == v]
             if values:
@@ -90,14 +90,14 @@ def points(cells: Sequence[Place], prefix: str = "") -> dict[Point, tuple[float,
 
 
 def columns(cells: Sequence[Place]) -> dict[str, float]:
-    """The columns of the table of rows with the means so far in percent."""
+    """The columns of the table of rows with the means so far in percent, rounded as a table prints them."""
     single = len({cell.noise_type for cell in cells}) == 1
     found: dict[str, list[float]] = {}
     for cell in sorted(cells, key=lambda cell: (cell.noise_type, cell.rate)):
         values = found.setdefault(column(cell, single), [])
         if cell.record is not None:
             values.append(cell.record["results"]["last"])
-    return {name: 100 * fmean(values) if values else float("nan") for name, values in found.items()}
+    return {name: round(100 * fmean(values), 2) if values else float("nan") for name, values in found.items()}
 
 
 def column(cell: Place, single: bool) -> str:

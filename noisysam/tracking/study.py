@@ -117,15 +117,15 @@ def _write_rows(store: Path, rows: Mapping[str, str], uri: str, study: str, pare
     with locked(sqlite_path(uri)):
         found = Rows(client, experiment_id, study, parent)
         found.open(names)
-        for name in names:
-            own = [cell for cell in cells if cell.row == name]
-            if own:
-                found.write(name, own, single, tuned.get(name))
-        known = client.get_experiment(experiment_id).tags
-        for tag, value in view_tags(cells).items():
-            if known.get(tag) != value:
-                client.set_experiment_tag(experiment_id, tag, value)
-        return found.open(names)
+    for name in names:
+        own = [cell for cell in cells if cell.row == name]
+        if own:
+            found.write(name, own, single, tuned.get(name))
+    known = client.get_experiment(experiment_id).tags
+    for tag, value in view_tags(cells).items():
+        if known.get(tag) != value:
+            client.set_experiment_tag(experiment_id, tag, value)
+    return found.open(names)
 
 
 def sync_study(

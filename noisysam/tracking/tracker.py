@@ -142,7 +142,7 @@ class Tracker:
         """Find or create the MLflow run of this key and send what is known at its start; returns the steps it has."""
         tags = {name: value for name, value in self._tags(record).items() if value is not None}
         found = client.search_runs([experiment_id], f"tags.`noisysam.key` = '{self.folder.key}'", max_results=1)
-        run = found[0] if found else client.create_run(experiment_id, _milliseconds(record["started"]), tags=tags)
+        run = found[0] if found else client.create_run(experiment_id, milliseconds(record["started"]), tags=tags)
         run_id = identifier(run.info.run_id)
         # MLflow refuses to change a parameter, and unkeyed ones (such as data_dir) may differ after a resume
         params = [Param(k, v) for k, v in _parameters(record).items() if k not in run.data.params]
@@ -186,7 +186,7 @@ class Tracker:
         return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
 
     def _finish(self, client: MlflowClient, record: Mapping[str, Any]) -> None:
-        ended = _milliseconds(record["ended"]) if record["ended"] else None  # None: the run was killed
+        ended = milliseconds(record["ended"]) if record["ended"] else None  # None: the run was killed
         if record["status"] == "finished":
             values = {**record["results"], **record["cost"]}
             metrics = [
@@ -261,5 +261,6 @@ def _finite(value: float) -> float:
     return float(value) if math.isfinite(value) else math.nan
 
 
-def _milliseconds(iso: str) -> int:
+def milliseconds(iso: str) -> int:
+    """A time of a record as MLflow gives times."""
     return round(datetime.fromisoformat(iso).timestamp() * 1000)
