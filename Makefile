@@ -11,7 +11,7 @@ BIN = .venv/bin
 
 .venv/test: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,ray,slurm,search,bench,postgres]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,ray,slurm,bench,postgres]'
 	touch .venv/demo $@
 
 demo: .venv/demo

@@ -30,12 +30,13 @@ Point = tuple[str, int]  # a metric and its step
 
 @dataclass(frozen=True)
 class Place:
-    """A cell of a study, with its record where it has finished. ``ended``: whether it finished or failed."""
+    """A cell of a study, with its record where it has finished. ``ended``: whether it finished or failed; ``rate``: None
+    where the labels are noisy and nobody knows how much."""
 
     row: str
     key: str
     noise_type: str
-    rate: float
+    rate: float | None
     record: RunRecord | None
     ended: bool
     collapsed: bool
@@ -60,7 +61,7 @@ def _place(folder: RunFolder, row: str, config: Mapping[str, Any]) -> Place:
     noise_type, rate = config.get("noise_type", "symmetric"), config.get("noise", 0.0)
     kind = noise_type.partition(":")[0]
     if record is not None and kind in NOISE and NOISE[kind].brings_labels:
-        rate = record["noise"]["flip_rate"] or 0.0
+        rate = record["noise"]["flip_rate"]
     return Place(row, folder.key, noise_type, rate, record, status in ("finished", "failed"), bool(folder.collapsed))
 
 
@@ -71,10 +72,10 @@ def step(rate: float) -> int:
 
 def points(cells: Sequence[Place], prefix: str = "") -> dict[Point, tuple[float, int]]:
     """The points of one row's curves: (metric, step) -> value and time in milliseconds. Rates that wait for seeds are
-    left out. ``prefix``: of the metric's last part, where a study has several noise types."""
+    left out, and cells whose rate is not known. ``prefix``: of the metric's last part, where a study has several noise types."""
     found: dict[Point, tuple[float, int]] = {}
-    for rate in sorted({step(cell.rate) for cell in cells}):
-        here = [cell for cell in cells if step(cell.rate) == rate]
+    for rate in sorted({step(cell.rate) for cell in cells if cell.rate is not None}):
+        here = [cell for cell in cells if cell.rate is not None and step(cell.rate) == rate]
         records = [cell.record for cell in here if cell.record is not None]
         if not records or not all(cell.ended for cell in here):
             continue
@@ -93,7 +94,7 @@ def columns(cells: Sequence[Place]) -> dict[str, float]:
     """The columns of the table of rows with the means so far in percent, rounded as a table prints them."""
     single = len({cell.noise_type for cell in cells}) == 1
     found: dict[str, list[float]] = {}
-    for cell in sorted(cells, key=lambda cell: (cell.noise_type, cell.rate)):
+    for cell in sorted(cells, key=lambda cell: (cell.noise_type, cell.rate or 0.0)):
         values = found.setdefault(column(cell, single), [])
         if cell.record is not None:
             values.append(cell.record["results"]["last"])
@@ -103,7 +104,7 @@ def columns(cells: Sequence[Place]) -> dict[str, float]:
 def column(cell: Place, single: bool) -> str:
     """'last at 80', or 'last at pair 40' where a study has several noise types."""
     kind = "" if single else "".join(c if c.isalnum() or c in "_-. " else " " for c in cell.noise_type) + " "
-    return f"last at {kind}{100 * cell.rate:.4g}"
+    return f"last at {kind}{100 * cell.rate:.4g}" if cell.rate is not None else f"last at {kind}".strip()
 
 
 class Rows:
