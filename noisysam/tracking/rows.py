@@ -30,8 +30,8 @@ Point = tuple[str, int]  # a metric and its step
 
 @dataclass(frozen=True)
 class Place:
-    """A cell of a study, with its record where it has finished. ``ended``: whether it finished or failed; ``rate``: None
-    where the labels are noisy and nobody knows how much."""
+    """A cell of a study, with its record where it has finished. ``ended``: whether it finished or failed; ``rate``:
+    None where the labels are noisy and nobody knows how much."""
 
     row: str
     key: str
@@ -72,7 +72,8 @@ def step(rate: float) -> int:
 
 def points(cells: Sequence[Place], prefix: str = "") -> dict[Point, tuple[float, int]]:
     """The points of one row's curves: (metric, step) -> value and time in milliseconds. Rates that wait for seeds are
-    left out, and cells whose rate is not known. ``prefix``: of the metric's last part, where a study has several noise types."""
+    left out, and cells whose rate is not known. ``prefix``: of the metric's last part, where a study has several noise
+    types."""
     found: dict[Point, tuple[float, int]] = {}
     for rate in sorted({step(cell.rate) for cell in cells if cell.rate is not None}):
         here = [cell for cell in cells if cell.rate is not None and step(cell.rate) == rate]
