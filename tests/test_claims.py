@@ -624,6 +624,7 @@ def test_verdicts_of_simulated_studies(number: int) -> None:
         assert (tally.supported if scenario.truth == "true" else tally.contradicted) > STUDIES / 2
 
 
+@pytest.mark.slow
 def test_adding_until_decided_would_pay_if_added_seeds_counted() -> None:
     tally = verdicts.simulate(verdicts.SCENARIOS[0], STUDIES, np.random.default_rng(2), added_count=True)
     assert tally.added > MOST

@@ -407,7 +407,7 @@ def test_compiled_for_a_cpu_a_network_computes_the_same(name: str) -> None:
         ("timm:resnetv2_50", 64, 3),
         ("torchvision:resnet18", 16, 1),
         ("torchvision:mobilenet_v3_small", 96, 4),
-        ("torchvision:vit_b_16", 32, 3),
+        pytest.param("torchvision:vit_b_16", 32, 3, marks=pytest.mark.slow),
     ],
 )
 def test_networks_of_other_libraries(name: str, size: int, channels: int) -> None:
