@@ -278,7 +278,7 @@ def part(name: str, out: Path) -> dict[str, Any]:
     assert found["part"] == name
     assert {"device", "cores", "memory_gib", "torch", "precision", "commit", "date"} <= set(found["machine"])
     assert found["settings"]["quick"]
-    assert name == "memory" or found["settings"]["rounds"] == 2
+    assert name in ("memory", "reports") or found["settings"]["rounds"] == 2
     assert all(rows for rows in found["tables"].values())
     return found
 

@@ -206,8 +206,9 @@ def filled(store: Path, n: int, given: RunFolder) -> Path:
     path = study_file(store, n)
     cells = plans.plan(path)
     plans.save(path, cells, store)
-    record, lines = given.record, given.epochs
+    record, lines, confusion = given.record, given.epochs, given.confusion
     assert record is not None
+    assert confusion is not None
     for cell in cells:
         own: Mapping[str, Any] = {
             **copy.deepcopy(record),
@@ -218,5 +219,6 @@ def filled(store: Path, n: int, given: RunFolder) -> Path:
         }
         RunFolder(store, cell.key).write(own)
         RunFolder(store, cell.key).write_epochs(lines)
+        RunFolder(store, cell.key).write_confusion(confusion)
     shutil.copytree(given.store / "labels", store / "labels")
     return store
