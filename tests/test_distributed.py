@@ -305,7 +305,7 @@ def test_torchrun(whole: Path, start: Start, tmp_path: Path) -> None:
     assert len(lines) == 8
     trained = (next(whole.glob("*/weights.safetensors"))).stat().st_mtime_ns
     assert end(start(cli.main, command(whole), logs=tmp_path)) == (0, 0)
-    assert (tmp_path / "0").read_text().endswith(out)  # the stored result, and nothing trained
+    assert out in (tmp_path / "0").read_text()  # the stored result, and nothing trained
     assert (tmp_path / "1").read_text() == ""
     assert next(whole.glob("*/weights.safetensors")).stat().st_mtime_ns == trained
 
