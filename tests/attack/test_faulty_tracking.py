@@ -97,6 +97,7 @@ def test_a_faulty_server_changes_nothing(
 
 
 PAIRS = 3
+LONGEST = 0.01  # processor seconds that tracking may take of an epoch: 5 % of one of 0.2 s; those here take 0.04 s
 
 
 @pytest.mark.usefixtures("worker")
@@ -134,7 +135,7 @@ def test_tracking_takes_no_time_from_training(
         f"{way}: {by_cpu[True]:.0f} tracked, {by_cpu[False]:.0f} untracked epochs a processor minute"
         f" ({by_cpu[True] / by_cpu[False] - 1:+.1%}); {by_wall[True]:.0f} and {by_wall[False]:.0f} a minute"
     )
-    assert by_cpu[True] > 0.95 * by_cpu[False]
+    assert (min(spent[True]) - min(spent[False])) / 25 < LONGEST
 
 
 @pytest.mark.usefixtures("worker")
