@@ -2,6 +2,7 @@
 
 import difflib
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class External(nn.Module):
         return logits
 
 
-class Library:
+class Library(ABC):
     """A network of a library by its name there; built by ``__call__`` as any registered model."""
 
     library = ""
@@ -48,13 +49,13 @@ class Library:
             hint = f", did you mean {' or '.join(near)}?" if near else ""
             raise UserError(f"unknown {self.library} model {name!r}{hint}")
 
+    @abstractmethod
     def known(self) -> Sequence[str]:
         """The names of the library."""
-        raise NotImplementedError
 
+    @abstractmethod
     def create(self, classes: int, channels: int, size: int, weights: Path | None) -> nn.Module:
         """The library's network."""
-        raise NotImplementedError
 
     def __call__(self, classes: int, channels: int, size: int, weights: Path | None = None) -> nn.Module:
         """The network for images of ``size`` x ``size`` pixels. ``weights``: a file in the library's own format."""

@@ -352,8 +352,9 @@ def _scaled(share: float, unit: str) -> float:
 
 def _correlation(claim: Claim, runs: Runs, place: Place, planned: Sequence[int]) -> TestResult:
     """Over the pairs of rows, the gain against the second measure of the row compared with: its rank correlation in
-    each seed that all have finished, none where one of the two is the same for all pairs. The test is that of the
-    means over the planned seeds, over the pairs, so that it speaks of other such rows, not of other seeds."""
+    each seed that all have finished, none where one of the two is the same for all pairs. What is told and tested is
+    that of the means over the planned seeds, over the pairs, so that it speaks of other such rows, not of other seeds;
+    it has no interval."""
     gain = claim.model_copy(update={"measure": (claim.measure[0],) * 2})
     gains = [_gains(gain, runs, a, b, place) for a, b in zip(claim.rows, claim.against, strict=True)]
     found, pairs = {}, []
@@ -364,10 +365,13 @@ def _correlation(claim: Claim, runs: Runs, place: Place, planned: Sequence[int])
         if len(known) == len(ours) and min(len(set(ours)), len(set(known))) > 1:
             found[seed] = round(float(stats.spearmanr(ours, known).statistic), 9)
             pairs += [(ours, known)] if seed in planned else []
-    whole = _effect(claim, _name(place), found, planned, "rank correlation").weakest
-    if not whole.missing and len(planned) >= FEWEST:
+    whole = _effect(claim, _name(place), found, planned, "rank correlation (p by permuting the rows)").weakest
+    if pairs:
         ours, known = np.mean(pairs, axis=0)
-        whole = replace(whole, p=statistics.goes_with(ours, known), opposite=statistics.goes_with(-ours, known))
+        together = Estimate(len(pairs), float(stats.spearmanr(ours, known).statistic), None, None, None)
+        p, opposite = statistics.goes_with(ours, known), statistics.goes_with(-ours, known)
+        p, opposite = (1.0, 1.0) if whole.missing or len(planned) < FEWEST else (p, opposite)
+        whole = replace(whole, planned=together, later=None, p=p, opposite=opposite, flips=None)
     return TestResult(whole.p, whole.opposite, whole, whole, (whole,))
 
 

@@ -278,8 +278,8 @@ def _renamed(archive: Archive, name: str | None) -> dict[str, StudyPlan]:
 
 def _differences(ours: StudyPlan, theirs: StudyPlan) -> list[str]:
     """What differs between two plans that have one name."""
-    parts = {"cells": "plan", "published": "published tables", "claims": "claims", "planned_seeds": "planned seeds"}
-    parts["search"] = "search"
+    parts = {"cells": "plan", "published": "published tables", "planned_seeds": "planned seeds"}
+    parts |= {part: part for part in ("claims", "search")}
     return [text for part, text in parts.items() if _part(ours, part) != _part(theirs, part)]
 
 
