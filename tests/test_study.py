@@ -328,6 +328,8 @@ def test_faults_in_included_files_are_named_there(write: Callable[..., Path], tm
     [
         ("rows: {a: {}}\ninclude: none.yaml\n", 2, "there is no file"),
         ("rows: {a: {}}\n\ninclude: [one.yaml]\n", 3, "the path of another study file was expected"),
+        ('rows: {a: {}}\ninclude: "b\\nc.yaml"\n', 2, r"the path of another study file was expected, not 'b\nc.yaml'"),
+        (f"rows: {{a: {{}}}}\ninclude: {'b' * 5000}\n", 2, "there is no file"),
         ("include: one.yaml\n", 1, "one.yaml includes this file in turn"),
         ("include: ../one/one.yaml\n", 1, "includes this file in turn"),
     ],

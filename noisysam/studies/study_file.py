@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,9 +143,6 @@ def read_lines(path: Path) -> tuple[StudyFile, Lines]:
         if isinstance(study.base.get("plugin"), str):  # it may register a kind of claim
             plugins.load(Path(study.base["plugin"]))
 
-        if isinstance(study.base.get("plugin"), str):  # it may register a kind of claim
-            plugins.load(Path(study.base["plugin"]))
-
         where = f"{lines.at(path, ('claims',))}: claims"
         for number, claim in enumerate(parse(study.claims, where), 1):
             for row in claim.rows:  # 'SAM, rho' names the variants of a row that the grid makes
@@ -174,10 +172,10 @@ def _content(path: Path, above: tuple[Path, ...] = ()) -> tuple[Values, Lines]:
     if name is None:
         return content, lines
     where = f"{lines.at(path, ('include',))}: include"
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.isprintable():
         raise UserError(f"{where}: the path of another study file was expected, not {name!r}")
     other = path.parent / name
-    if not other.is_file():
+    if not os.path.isfile(other):  # false for a name too long for the file system as well, where Path.is_file raises
         raise UserError(f"{where}: there is no file {other}")
     if other.resolve() in (*above, path.resolve()):
         raise UserError(f"{where}: {other} includes this file in turn")
