@@ -175,7 +175,7 @@ def _content(path: Path, above: tuple[Path, ...] = ()) -> tuple[Values, Lines]:
     if not isinstance(name, str) or not name.isprintable():
         raise UserError(f"{where}: the path of another study file was expected, not {name!r}")
     other = path.parent / name
-    if not os.path.isfile(other):  # false for a name too long for the file system as well, where Path.is_file raises
+    if not os.path.isfile(other):  # noqa: PTH113 (Path.is_file raises where a name is too long for the file system)
         raise UserError(f"{where}: there is no file {other}")
     if other.resolve() in (*above, path.resolve()):
         raise UserError(f"{where}: {other} includes this file in turn")
