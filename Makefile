@@ -36,7 +36,7 @@ docs: .venv/docs
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
 
 readme: .venv/demo
-	$(BIN)/python -m noisysam.cli.catalogue README.md docs/results.md docs/methods.md docs/optimizers.md docs/speed.md
+	$(BIN)/python -m noisysam.cli.catalogue README.md reports/README.md docs/results.md docs/methods.md docs/optimizers.md docs/speed.md
 
 reports: .venv/demo
 	$(BIN)/noisysam report --all --from reports/records

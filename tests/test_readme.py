@@ -14,7 +14,7 @@ from noisysam.methods import METHODS
 from noisysam.optim import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "reports" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = [page for page in PAGES if re.search(r"<!-- (table|file|bench): ", page.read_text())]
 SMALL: dict[str, Any] = {"dataset": "digits", "model": "resnet8", "width": 0.5, "epochs": 1, "train_subset": 500}
 

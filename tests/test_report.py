@@ -680,4 +680,10 @@ def test_a_study_that_has_only_begun_reads_well(tmp_path: Path) -> None:
     (line,) = [line for line in main.splitlines() if line.startswith("| Bootstrap + Mixup")]
     assert line.count("missing") == 4
     assert "- Bootstrap + Mixup, symmetric 80 %, seed 0: missing\n" in text
+    for title in ("Test accuracy, mean of the last ten epochs (%)", "Rows"):  # rows without any run stand above alone
+        table = text.split(f"## {title}\n")[1].split("\n## ")[0]
+        assert [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:] == list(means)
+    effects = verdicts.split("with each seed's difference:")[1]
+    numbers = {line.split("|")[1].strip() for line in effects.splitlines() if line.startswith("| ")}
+    assert numbers == {"no.", "1", "2", "3"}  # of the claims whose rows have runs
     assert "## All noise rates and seeds together" not in text  # three rows

@@ -121,6 +121,9 @@ def _measured(
 ) -> Section:
     """The table of a measure, whose fields lead to their runs and whose best means are marked; the first one with its
     figure."""
+    ended = {s["row"] for s in summaries if s["n"] or s["failed"]}
+    if name != "last" and ended:  # the first table names the rows that are missing altogether
+        summaries = [s for s in summaries if s["row"] in ended]
     frame, columns = tables.layout(summaries), tables.columns(summaries)
     rows, leading = list(frame["row"]), len(frame.columns) - len(columns)
     fields = {
@@ -150,14 +153,10 @@ def _judge(plan: StudyPlan, cells: Sequence[ReportCell]) -> list[Verdict]:
 def _verdicts(verdicts: Sequence[Verdict]) -> list[Section]:
     if not verdicts:
         return []
-    shown = [
-        Table("verdicts", claims.verdict_table(verdicts)),
-        Table(
-            "effects",
-            claims.effect_table(verdicts),
-            text="The effects behind the verdicts, with each seed's difference:",
-        ),
-    ]
+    shown, effects = [Table("verdicts", claims.verdict_table(verdicts))], claims.effect_table(verdicts)
+    if len(effects):
+        text = "The effects behind the verdicts, with each seed's difference:"
+        shown.append(Table("effects", effects, text=text))
     drawing = figures.forest(verdicts)
     caption = "Effects behind the verdicts: each seed's difference (circles), their mean, its 95 % interval."
     drawn = [Figure("effects", caption, drawing)] if drawing else []

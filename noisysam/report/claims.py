@@ -471,11 +471,13 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def effect_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Every effect that the claims rest on, with each seed's difference; those that are no part of a test are marked.
-    The sign-flip test has its column where a study has seeds enough."""
+    """Every effect that the claims rest on, as far as there are runs, with each seed's difference; those that are no
+    part of a test are marked. The sign-flip test has its column where a study has seeds enough."""
     lines = []
     for number, verdict in enumerate(verdicts, 1):
         for effect in (*verdict.effects, *verdict.others):
+            if not effect.gains and effect.planned is None:
+                continue
             tested = effect in verdict.effects
             p = ["" if not tested or effect.p == 1 == effect.opposite else f"{effect.p:.2g}"]
             p.append("" if not tested or effect.flips is None else f"{effect.flips:.2g}")

@@ -12,7 +12,7 @@ def sentences(cells: Sequence[ReportCell], summaries: Sequence[Summary], verdict
     """What was compared, on what, what was found, and what this does not show: three to six sentences."""
     found = [_best(summaries)]
     for name in ("supported", "contradicted", "undecided"):
-        texts = [f"{verdict.text}{_effect(verdict)}" for verdict in verdicts if verdict.verdict == name]
+        texts = [f"{_within(verdict.text)}{_effect(verdict)}" for verdict in verdicts if verdict.verdict == name]
         if texts:
             found.append(f"{name.capitalize()}{_why(verdicts) if name == 'undecided' else ''}: {_listed(texts)}.")
     types = {str(cell["noise_type"]) for cell in finished(cells)}
@@ -61,6 +61,11 @@ def _effect(verdict: Verdict) -> str:
         return f" ({mean:+.1f} {effect.unit}{'' if verdict.claim.kind == 'grows' else f', {effect.what}'})"
     said = [f"{mean:+.1f} points at {effect.what}", *(f"{mean:+.1f} at {effect.what}" for effect, mean in found[1:])]
     return f" ({'it depends on the rate: ' if verdict.depends else ''}{', '.join(said)})"
+
+
+def _within(text: str) -> str:
+    """A claim's text within a sentence."""
+    return text[0].lower() + text[1:] if text.startswith(("The ", "At ")) else text
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -381,12 +381,12 @@ def _field(s: Summary) -> str:
 
 
 def row_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
-    """Settings and cost of each row: its options, the mean number of gradient evaluations, and the median speed of its
-    runs that had their machine for themselves."""
+    """Settings and cost of each row that has finished runs: its options, the mean number of gradient evaluations, and
+    the median speed of those runs that had their machine for themselves."""
     done = finished(cells)
     fields = [name for name in RECIPE if name not in RECIPE_ALONE and len({str(cell[name]) for cell in done}) > 1]
     lines = []
-    for row in dict.fromkeys(cell["row"] for cell in cells):
+    for row in dict.fromkeys(cell["row"] for cell in done):
         own = [cell for cell in done if cell["row"] == row]
         reasons = joined(cell["oracle"] or None for cell in own)
         lines.append(
@@ -395,7 +395,7 @@ def row_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
                 "m": joined(cell["m"] for cell in own),
                 "rho": joined(cell["rho"] for cell in own),
                 "options": _options(own, [name for name in fields if name != "epochs"]),
-                "tag": "" if not own else f"oracle: {reasons}" if reasons else "blind",
+                "tag": f"oracle: {reasons}" if reasons else "blind",
                 "epochs": joined(cell["epochs"] for cell in own),
                 "gradient evaluations per image": _over(own, "gradient_evaluations", ".2f", fmean),
                 "images/s": _speed(own, "images_per_second", ".0f"),
@@ -405,7 +405,7 @@ def row_table(cells: Sequence[ReportCell]) -> pd.DataFrame:
         if any(cell.get("collapsed") for cell in done):
             lines[-1]["collapsed runs"] = str(sum(cell.get("collapsed") is True for cell in own))
         if any(cell.get("search") for cell in cells):
-            lines[-1]["tuning"] = tuning_text(next(cell for cell in cells if cell["row"] == row).get("search"))
+            lines[-1]["tuning"] = tuning_text(own[0].get("search"))
     return pd.DataFrame(lines)
 
 
