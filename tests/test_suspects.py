@@ -1,5 +1,6 @@
 """Wrong labels found with a trained network: what is chosen, its precision and recall, the files."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,10 @@ def test_most_wrong_labels_are_found(trained: tuple[Path, RunConfig, str]) -> No
     assert table["probability_wrong"].is_monotonic_decreasing
     given = dict(zip(chosen.tolist(), noisy.labels.tolist(), strict=True))
     assert table["given"].astype(int).tolist() == [given[i] for i in table["index"]]
+    assert (table["suggested"] != table["given"]).all()
+    other = table["predicted"] != table["given"]
+    assert table["suggested"][other].tolist() == table["predicted"][other].tolist()
+    assert (table["suggested"] == table["true"])[table["wrong"]].mean() > 0.8
     np.testing.assert_array_equal(found.images(3), data.load("digits").train_images[table["index"].to_numpy()[:3]])
 
 
@@ -62,6 +67,7 @@ def test_the_command_writes_a_list_and_a_sheet(
     said = capsys.readouterr().out
     assert "30 of 600 labels are probably wrong" in said
     assert "180 are wrong: precision" in said
+    assert len(re.findall(r"^  \d+: labelled (\d), perhaps (?!\1)\d$", said, re.M)) == 10
     assert len(pd.read_csv(tmp_path / "suspects.csv")) == 30
     with Image.open(tmp_path / "suspects.png") as picture:
         assert min(picture.size) > 400

@@ -52,7 +52,7 @@ def suspects(run: str, store: Path, by: Any, out: Path | None, as_json: bool, **
         shares = ", ".join(f"{name} {100 * value:.1f} %" for name, value in named.items())
         click.echo(f"  {figures['wrong labels']:,} are wrong: {shares}")
     for line in found.table.head(10).itertuples():
-        click.echo(f"  {getattr(line, 'file', line.index)}: {line.given}, most probably {line.predicted}")
+        click.echo(f"  {getattr(line, 'file', line.index)}: labelled {line.given}, perhaps {line.suggested}")
     for name in ("suspects.csv", "suspects.png"):
         click.echo(f"written: {folder / name}")
 
@@ -67,8 +67,8 @@ def _write(found: "Suspects", folder: Path) -> None:
         table.map(csv_cell).to_csv(temporary, index=False)
     lines = table.head(SHOWN)
     truth = [f" (is {name})" for name in lines["true"]] if "true" in lines else [""] * len(lines)
-    named = zip(lines["given"], lines["predicted"], truth, strict=True)
-    captions = [f"labelled {given} | {predicted}?{true}" for given, predicted, true in named]
+    named = zip(lines["given"], lines["suggested"], truth, strict=True)
+    captions = [f"labelled {given} | {suggested}?{true}" for given, suggested, true in named]
     marks = [bool(wrong) for wrong in lines["wrong"]] if "wrong" in lines else [None] * len(lines)
     with atomic(folder / "suspects.png") as temporary:
         contact_sheet(found.images(SHOWN), captions, marks).savefig(temporary, format="png", dpi=120)

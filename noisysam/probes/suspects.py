@@ -72,7 +72,7 @@ def suspects(
     else:
         ranked = _confident_learning(given, probabilities)
         chosen, wrong = ranked[:count], 1 - probabilities[np.arange(len(given)), given].astype(np.float64)
-    table = _table(subject, chosen, losses, wrong, probabilities.argmax(1), held_out)
+    table = _table(subject, chosen, losses, wrong, probabilities, held_out)
     known = problem.noisy.clean is not None
     figures = {"images": len(given), "suspects": len(chosen), "moments": 1 + len(subject.snapshots())}
     return Suspects(table, figures | (_measured(problem.noisy.flipped, losses, chosen) if known else {}), subject)
@@ -128,7 +128,7 @@ def _table(
     chosen: npt.NDArray[np.int64],
     losses: npt.NDArray[np.float64],
     wrong: npt.NDArray[np.float64],
-    predicted: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float32],
     held_out: npt.NDArray[np.bool_],
 ) -> pd.DataFrame:
     problem, names = subject.problem, np.array(subject.problem.dataset.class_names)
@@ -136,7 +136,10 @@ def _table(
     columns: dict[str, Any] = {"index": index}
     if problem.dataset.files is not None:
         columns["file"] = np.array(problem.dataset.files)[index]
-    columns |= {"given": names[noisy.labels[chosen]], "predicted": names[predicted[chosen]]}
+    given, likely = noisy.labels[chosen], probabilities[chosen]
+    others = likely.copy()
+    others[np.arange(len(given)), given] = -1  # a network predicts the wrong labels that it has memorised
+    columns |= {"given": names[given], "predicted": names[likely.argmax(1)], "suggested": names[others.argmax(1)]}
     columns |= {"loss": losses[chosen], "probability_wrong": wrong[chosen], "held_out": held_out[chosen]}
     if noisy.clean is not None:
         columns |= {"true": names[noisy.clean[chosen]], "wrong": noisy.flipped[chosen]}
