@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.shell_completion import ShellComplete
 
 import noisysam
 from noisysam import cli
@@ -119,6 +120,42 @@ def test_version(says: Callable[..., str]) -> None:
     assert noisysam.__version__ in says("--version")
 
 
+# completion
+
+
+def completed(*words: str) -> list[str]:
+    """What the Tab key offers for the last word."""
+    found = ShellComplete(cli.cli, {}, "noisysam", "_NOISYSAM_COMPLETE").get_completions(list(words[:-1]), words[-1])
+    return [item.value for item in found]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("run", "--opt", "sam-"), ["sam-on", "sam-random"]),
+        (("run", "--method", "vol"), ["volminnet"]),
+        (("run", "--noise-type", "pai"), ["pair"]),
+        (("run", "--dataset", "dig"), ["digits"]),
+        (("run", "--model", "resnet11"), ["resnet110"]),
+    ],
+)
+def test_names_of_components_are_completed(words: tuple[str, ...], offered: list[str]) -> None:
+    assert completed(*words) == offered
+
+
+def test_studies_and_keys_are_completed(tmp_path: Path) -> None:
+    for store, key in (("runs", "ab12"), ("other", "ab34")):
+        for file in (f"{store}/{key}/record.json", f"{store}/studies/mine-{store}.json"):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text("{}")
+    for command in ("compare", "probe", "suspects"):
+        assert completed(command, "ab") == ["ab12"]
+        assert completed(command, "--store", "other", "ab") == ["ab34"]
+    for command in ("report", "export", "ui"):
+        assert completed(command, "mi") == ["mine-runs"]
+    assert completed("suspects", "zz") == []
+
+
 # list, doctor
 
 
@@ -202,6 +239,15 @@ def test_without_noise_nothing_is_said_to_be_right(says: Callable[..., str]) -> 
     shown = says("run", *TINY, "--noise", "0", "--epochs", "1", "--no-track")
     assert "no noise was added to the labels of the data set; blind" in shown
     assert "mean of the last" not in shown
+
+
+def test_a_run_on_given_labels_leads_to_its_suspects(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--dataset", "digits", "--model", "resnet8", "--epochs", "1", "--train-subset", "300", "--no-track")
+    assert cli._run(["run", *flags, "--noise-type", "given", "--snapshots", "1"]) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"noisysam suspects [0-9a-f]{16} finds", captured.err)
+    assert "epoch 1/1: loss" in captured.err
+    assert "memorised" not in captured.err  # where nothing is known to be wrong
 
 
 @pytest.mark.parametrize(

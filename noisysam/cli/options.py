@@ -5,6 +5,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 
+from noisysam.cli.completion import components
 from noisysam.core.errors import UserError
 from noisysam.runs.synonyms import SYNONYMS
 
@@ -33,6 +34,9 @@ GROUPS = {  # headings of the help: the first field of each, in the order of ``R
     "eval_every": "Measurement and machine",
 }
 OF_STORE = "Results and MLflow"
+COMPONENTS = {  # fields that name a component, and how `noisysam list` calls its kind
+    "dataset": "datasets", "noise_type": "noise", "model": "models", "method": "methods", "opt": "optimizers",
+}  # fmt: skip
 COMMON = {  # what `--help` shows; `--help-all` shows everything
     "dataset", "data_dir", "train_subset", "noise", "noise_type", "noise_seed", "model", "plugin", "method",
     "method_option", "opt", "opt_option", "rho", "sam_m", "lr", "weight_decay", "batch", "epochs", "seed", "precision",
@@ -108,6 +112,8 @@ def _option(name: str, field: Any) -> click.Option:
         settings = {"multiple": True, "metavar": "KEY=VALUE"}
     elif kind in (int, float) and not choices:
         settings["metavar"] = kind.__name__.upper()
+    if name in COMPONENTS:
+        settings["shell_complete"] = components(COMPONENTS[name])
     return click.Option([names], help=(field.description or "") + default, **settings)
 
 

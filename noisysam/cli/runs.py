@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from noisysam.cli import completion
 from noisysam.cli.base import cli, json_option, store_option, store_uri, tracked
 from noisysam.cli.options import ConfigCommand, ProbeCommand, configured, pairs
 
@@ -89,6 +90,8 @@ def _told(record: Mapping[str, Any], folder: "RunFolder", as_json: bool) -> None
         return
     show_result(record, folder.collapsed)
     click.echo(f"noisysam compare {record['key']} RUN shows it beside another run", err=True)
+    if record["config"].get("noise_type") == "given" and record["config"].get("snapshots"):
+        click.echo(f"noisysam suspects {record['key']} finds labels that are probably wrong", err=True)
 
 
 BLIND = "blind (neither method nor settings were told anything about the noise)"
@@ -145,7 +148,7 @@ def _show_page(folder: Any, uri: str, experiment: str, given: str | None) -> Non
 
 
 @cli.command(short_help="Compare runs in the terminal.")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...", shell_complete=completion.runs)
 @store_option
 @json_option
 def compare(runs: tuple[str, ...], store: Path, as_json: bool) -> None:
@@ -171,7 +174,7 @@ def compare(runs: tuple[str, ...], store: Path, as_json: bool) -> None:
 
 
 @cli.command(cls=ProbeCommand, short_help="Measure properties of trained networks.")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", shell_complete=completion.runs)
 @store_option
 @tracked
 @click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data sets")

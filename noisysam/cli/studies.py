@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from noisysam.cli import completion
 from noisysam.cli.base import cli, json_option, store_option, store_uri, tracked
 from noisysam.core import plugins
 from noisysam.core.errors import RunFailed, UserError
@@ -314,7 +315,7 @@ def _write_tuned(path: Path, rows: Sequence[Any], store: Path) -> None:
 
 
 @cli.command(short_help="Write tables, figures and verdicts of studies.")
-@click.argument("studies", metavar="[STUDY...]", nargs=-1)
+@click.argument("studies", metavar="[STUDY...]", nargs=-1, shell_complete=completion.studies)
 @store_option
 @tracked
 @click.option("--all", "every", is_flag=True, help="every study of the store")
@@ -375,7 +376,7 @@ def _report(study: str, store: Path, out: Path, as_json: bool, uri: str | None) 
 
 
 @cli.command("export", short_help="Copy the records of a study to a folder.")
-@click.argument("study")
+@click.argument("study", shell_complete=completion.studies)
 @click.argument("target", type=click.Path(path_type=Path))
 @store_option
 @click.option("--weights", is_flag=True, help="include the trained weights")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from noisysam.cli import completion
 from noisysam.cli.base import cli, json_option, store_option
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ SHOWN = 48  # pictures of the contact sheet
 
 
 @cli.command(short_help="Find training images whose labels are probably wrong.")
-@click.argument("run")
+@click.argument("run", shell_complete=completion.runs)
 @store_option
 @click.option("--count", type=click.IntRange(1), help="so many, the most suspicious  [default: those above 1/2]")
 @click.option(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from noisysam.cli import completion
 from noisysam.cli.base import cli, json_option, store_option
 from noisysam.core.errors import RunFailed, UserError
 
@@ -58,7 +59,7 @@ def _sync_study(store: Path, study: str, uri: str) -> int:
 
 
 @cli.command(short_help="Show the runs in the MLflow web interface.")
-@click.argument("study", required=False)
+@click.argument("study", required=False, shell_complete=completion.studies)
 @click.option("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)

@@ -100,7 +100,11 @@ def _warn_of_sizes(config: RunConfig, images: int) -> None:
     """Warn of a batch that the data do not fill, and of a last chunk that is smaller than the others."""
     rows, m = min(config.batch, images), getattr(config.recipe().optimizer_options, "m", None)
     if config.batch > images:
-        warnings.warn(f"--batch {config.batch}: there are {images} training images, all in each step", stacklevel=3)
+        warnings.warn(
+            f"--batch {config.batch}: there are {images} training images, all in each step; a smaller batch makes more"
+            " steps of an epoch",
+            stacklevel=3,
+        )
     asked = config.sam_m is not None or "m" in config.opt_option
     if asked and isinstance(m, int) and m < rows and rows % m:
         warnings.warn(

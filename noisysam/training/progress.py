@@ -139,8 +139,9 @@ class Display:
             self.bar.update(self.tasks[stage], completed=number + 1, figures=figures)
         elif number + 1 == of or time.perf_counter() - self.told > QUIET_SECONDS:
             self.told = time.perf_counter()
-            if accuracy is not None and "memorised" in line:
-                figures += f", {MEASURE['memorised'].short} {percent(line['memorised'])} %"
+            memorised = percent(line.get("memorised"))
+            if accuracy is not None and memorised != percent(None):
+                figures += f", {MEASURE['memorised'].short} {memorised} %"
             note(f"stage {stage + 1} epoch {number + 1}/{of}: {figures} ({line['images_per_second']:.0f} images/s)")
 
     def close(self) -> None:
