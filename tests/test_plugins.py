@@ -130,7 +130,7 @@ FAULTS = {
     "claim": ("@CLAIM_KINDS.register('x', source='s')\ndef f(gains): ...",
               r"claim kind 'x': the function must take \(gains, margin\)"),
     "name": ("@METHODS.register('x,y', source='s')\nclass X(Method): ...", "a name has letters"),
-    "taken name": ("@METHODS.register('ce', source='s')\nclass X(Method): ...", "it is registered twice"),
+    "taken name": ("@METHODS.register('ce', source='s')\nclass X(Method): ...", "there is one of this name already"),
     "source": ("@METHODS.register('x', source='')\nclass X(Method): ...", "source= names the paper"),
     "revision": ("@METHODS.register('x', source='s', revision=0)\nclass X(Method): ...", "revision= is a number"),
 }  # fmt: skip
@@ -187,6 +187,15 @@ def test_a_new_component_needs_a_name_that_can_be_used(tmp_path: Path, capsys: p
     for name in ("../up", "7th", "a b", ""):
         assert cli._run(["new", "method", name, "--out", str(tmp_path)]) == 2
         assert "a name begins with a letter" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "name"), [("method", "gce"), ("noise", "pair")])
+def test_a_new_component_needs_a_name_that_is_not_taken(
+    kind: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._run(["new", kind, name, "--out", str(tmp_path)]) == 2
+    assert f"{name!r}: there is a {kind} of this name already" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import click
 
+from noisysam.cli import recall
 from noisysam.cli.base import cli
 from noisysam.core.errors import UserError
 from noisysam.core.registry import NAME
 
-KINDS = ("method", "optimizer", "noise", "dataset", "model", "claim")
+KINDS = {  # and how `noisysam list` calls them
+    "method": "methods", "optimizer": "optimizers", "noise": "noise", "dataset": "datasets", "model": "models",
+    "claim": "claims",
+}  # fmt: skip
 
 
 @cli.command(short_help="Write a component of your own, with its test.")
-@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("kind", type=click.Choice(list(KINDS)))
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(), help="folder of the files  [default: this one]")
 def new(kind: str, name: str, out: Path) -> None:
@@ -31,7 +35,7 @@ def module_name(name: str) -> str:
 
 
 def write(kind: str, name: str, out: Path) -> list[Path]:
-    """Write the component and its test; ``UserError`` for a name that cannot be used, or where a file is there."""
+    """Write the component and its test; ``UserError`` for a name that cannot be used or is taken, or a file in the way."""
     module = module_name(name)
     if not NAME.fullmatch(name) or not module.isidentifier():
         raise UserError(f"{name!r}: a name begins with a letter, and has letters, digits and '-'")
@@ -41,6 +45,8 @@ def write(kind: str, name: str, out: Path) -> list[Path]:
     for path in found:
         if path.exists():
             raise UserError(f"{path}: it is there already; give another name, or --out")
+    if any(entry["name"] == name for entry in recall.entries(KINDS[kind])):
+        raise UserError(f"{name!r}: there is a {kind} of this name already, give another")
     out.mkdir(parents=True, exist_ok=True)
     skeletons = files("noisysam.cli") / "skeletons"
     for path, source in zip(found, (f"{kind}.txt", f"test_{kind}.txt"), strict=True):

@@ -52,7 +52,7 @@ class Registry(Generic[T]):
         if not isinstance(name, str) or not NAME.fullmatch(name):
             return "a name has letters, digits, '-', '.', '_' and '+' alone"
         if name in self._items:
-            return "it is registered twice"
+            return "there is one of this name already, give it another"
         if not isinstance(source, str) or not source:
             return "source= names the paper or whatever else defines it"
         if not isinstance(revision, int) or revision < 1:
