@@ -1,6 +1,7 @@
 """Validation errors of pydantic as one line."""
 
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,11 +27,13 @@ def fault(error: ValidationError) -> tuple[str | None, Any, str]:
     return ".".join(map(named, first["loc"])), first["input"], message
 
 
-def explain(error: ValidationError, prefix: str = "--") -> str:
+def explain(error: ValidationError, prefix: str = "--", known: Iterable[str] | None = None) -> str:
     """The first fault of a pydantic error as one line. The field is named after ``prefix``, as an option; without a
-    prefix, by its whole place in a file."""
+    prefix, by its whole place in a file. ``known``: the options that there are, to be named beside one that is not."""
     place, _, message = fault(error)
     if place is None:
         return message
+    if known is not None and error.errors()[0]["type"] == "extra_forbidden":
+        message += f" (known: {', '.join(known) or 'none'})"
     field = prefix + place.partition(".")[0].replace("_", "-") if prefix else place
     return f"{field}: {message}"

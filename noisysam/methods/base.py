@@ -281,4 +281,4 @@ def validated(name: str, cls: type[Method], given: Mapping[str, Any]) -> BaseMod
     try:
         return cls.Options(**given)
     except ValidationError as error:
-        raise OptionError("method", name, explain(error, prefix="option ")) from None
+        raise OptionError("method", name, explain(error, "option ", cls.Options.model_fields)) from None

@@ -468,7 +468,8 @@ def checked(optimizer: type[SharpnessAware], values: Mapping[str, Any]) -> Optio
     try:
         options = optimizer.Options(**values)
     except ValidationError as error:
-        raise OptionError("optimizer", optimizer.name, explain(error, prefix="option ")) from None
+        known = optimizer.Options.model_fields
+        raise OptionError("optimizer", optimizer.name, explain(error, "option ", known)) from None
     for name, value in options:
         if isinstance(value, float) and abs(value) > LARGEST_OPTION:
             raise OptionError("optimizer", optimizer.name, f"option {name}: should be at most {LARGEST_OPTION:g}")
