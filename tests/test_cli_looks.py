@@ -103,6 +103,7 @@ def test_no_such_run(says: Callable[..., tuple[int, str, str]], keys: list[str])
         code, _, err = says(*command, "zz")
         assert code == 2
         assert err.splitlines()[-1].startswith("noisysam: no run 'zz'")
+        assert "give a key, the name of a folder there" in err
 
 
 def test_bench(says: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

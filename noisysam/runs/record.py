@@ -188,7 +188,10 @@ def find_run(store: Path, key: str) -> RunFolder:
     """The run whose key begins with ``key``; ``UserError`` where there is none, or more than one."""
     keys = [path.parent.name for path in store.glob("*/record.json") if path.parent.name.startswith(key)]
     if not keys:
-        raise UserError(f"no run {key!r} in {store}: `noisysam report STUDY` lists the keys of a study's runs")
+        raise UserError(
+            f"no run {key!r} in {store}: give a key, the name of a folder there, or its first digits; `noisysam sweep"
+            " STUDY.yaml --dry-run` lists the keys of a study"
+        )
     if len(keys) > 1 and key not in keys:
         shown = ", ".join(sorted(keys)[:3]) + ", ..." * (len(keys) > 3)
         raise UserError(f"{key!r} is the beginning of {len(keys)} runs in {store}: {shown}; give more digits")
