@@ -224,7 +224,7 @@ class TrainCell:
         import torch
 
         from noisysam.training.fit import fit
-        from noisysam.training.progress import Display
+        from noisysam.training.progress import Display, note
 
         if self.deadline is not None and time.time() >= self.deadline:
             return CellOutcome(cell, "stopped")
@@ -232,6 +232,8 @@ class TrainCell:
             torch.set_num_threads(self.threads)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compile_cache()))
         display = Display(cell.config, cpu=False) if self.show else None
+        if self.show:
+            note(f"{cell.label}: in training")
         tracker = tracker_for(self.uri, self.experiment, cell.row, self.parents.get(cell.row))
         progress = StopAtDeadline(display, self.deadline)
         try:
