@@ -49,7 +49,9 @@ def leaderboard(sources: tuple[str, ...], store: Path, out: Path, plugin: Path |
     found = boards.problems(runs)
     write_text(out, boards.page(found))
     recipes = sum(len(board.lines) for board in found)
-    click.echo(f"{len(runs)} runs of {recipes} recipes on {len(found)} problems are in {out}")
+    numbers = ((len(runs), "run"), (recipes, "recipe"), (len(found), "problem"))
+    of_runs, of_recipes, of_problems = (boards.counted(*each) for each in numbers)
+    click.echo(f"{out}: {of_runs} of {of_recipes} on {of_problems}")
 
 
 def _records(store: Path, folder: Path) -> "Link":

@@ -161,10 +161,16 @@ def _board(runs: Sequence[Run]) -> Problem:
     )
     held = f"{data['val']:,} more held out with their noisy labels" if data["val"] else "none held out"
     facts = (
-        f"{len(runs)} runs of {len(lines)} recipes; data {digest}; {held}; test accuracy (%) on {data['test']:,} images"
-        f" at the last epoch, mean ± standard deviation over seeds.{_said_usual(runs, usual)}"
+        f"{counted(len(runs), 'run')} of {counted(len(lines), 'recipe')}; data {digest}; {held};"
+        f" test accuracy (%) on {data['test']:,} images at the last epoch, mean ± standard deviation over seeds."
+        f"{_said_usual(runs, usual)}"
     )
     return Problem(title, facts, tuple(names), tuple(lines))
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things: '1 run', '2 runs'."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _columns(runs: Sequence[Run]) -> dict[str, str]:
