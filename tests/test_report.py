@@ -520,6 +520,9 @@ def test_sentences_of_verdicts(store: Path) -> None:
         "Contradicted: sgd is better than sam (-10.0 points at 20 %, -10.0 at 80 %).",
         "Undecided: the gain grows (+0.0 points per 10 % noise).",
     ]
+    equal = [{**cell, "last": 0.5} for cell in cells]
+    said = sentences(equal, summary_table(equal), judge_all(asked, equal, SEEDS))[1]
+    assert said == "Highest mean at 20 %: sgd and sam 50.0 %; at 80 %: sgd and sam 50.0 %."
     alone = [cell for cell in cells if cell["seed"] == 0]
     assert (
         "Undecided, as 3 seeds are needed: " in sentences(alone, summary_table(alone), judge_all(asked, alone, [0]))[2]

@@ -38,14 +38,16 @@ def _compared(cells: Sequence[ReportCell]) -> str:
 
 
 def _best(summaries: Sequence[Summary]) -> str:
-    """The best row at each noise, beside the first row of the study."""
+    """The best row at each noise, or several that are equal, beside the first row of the study."""
     parts, first = [], summaries[0]["row"]
     for column in dict.fromkeys(column_name(s) for s in summaries):
         here = {s["row"]: s["mean"] for s in summaries if column_name(s) == column and s["mean"] is not None}
         if len(here) > 1:
-            top = max(here, key=lambda row: here[row])
-            beside = f" ({first} {100 * here[first]:.1f} %)" if first in here and top != first else ""
-            parts.append(f"{column}: {top} {100 * here[top]:.1f} %{beside}")
+            highest = max(here.values())
+            top = [row for row in here if here[row] == highest]
+            beside = f" ({first} {100 * here[first]:.1f} %)" if first in here and first not in top else ""
+            named = " and ".join(top) if len(top) <= NAMED else f"{len(top)} recipes"
+            parts.append(f"{column}: {named} {100 * highest:.1f} %{beside}")
     return f"Highest mean at {'; at '.join(parts)}." if parts else ""
 
 
