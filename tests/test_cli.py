@@ -21,6 +21,7 @@ import noisysam
 from noisysam import cli
 from noisysam import noise as labels
 from noisysam.cli import recall
+from noisysam.cli.base import cli as group
 from noisysam.cli.catalogue import entries
 from noisysam.cli.options import COMMON, GROUPS, OF_STORE
 from noisysam.runs.config import RunConfig
@@ -125,7 +126,7 @@ def test_version(says: Callable[..., str]) -> None:
 
 def completed(*words: str) -> list[str]:
     """What the Tab key offers for the last word."""
-    found = ShellComplete(cli.cli, {}, "noisysam", "_NOISYSAM_COMPLETE").get_completions(list(words[:-1]), words[-1])
+    found = ShellComplete(group, {}, "noisysam", "_NOISYSAM_COMPLETE").get_completions(list(words[:-1]), words[-1])
     return [item.value for item in found]
 
 
@@ -163,6 +164,11 @@ def test_list_alone_lists_what_can_be_listed(says: Callable[..., str]) -> None:
     found = [line.split()[2] for line in says("list").splitlines()]
     assert found == ["methods", "optimizers", "models", "datasets", "noise", "probes", "claims"]
     assert list(json.loads(says("list", "--json"))) == found
+
+
+def test_a_list_without_entries_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._run(["list", "claims"]) == 0
+    assert "no claims of your own: --plugin FILE lists those of a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["methods", "optimizers", "models", "datasets", "noise"])

@@ -79,7 +79,7 @@ KINDS = {
     "datasets": "data sets, for --dataset",
     "noise": "kinds of label noise, for --noise-type",
     "probes": "measurements of trained networks, for `noisysam probe`",
-    "claims": "kinds of claims, for the study file",
+    "claims": "kinds of claims of your own, for the study file",
 }
 
 
@@ -124,6 +124,8 @@ def list_(
     if as_json:
         click.echo(json.dumps(found))
         return
+    if not found:
+        click.echo(f"no {what} of your own: --plugin FILE lists those of a file", err=True)
     for entry in found:
         click.echo(f"{entry['name']:20} {entry['summary']}  [{entry['source']}]")
         for line in details(entry):
