@@ -35,7 +35,7 @@ def module_name(name: str) -> str:
 
 
 def write(kind: str, name: str, out: Path) -> list[Path]:
-    """Write the component and its test; ``UserError`` for a name that cannot be used or is taken, or a file in the way."""
+    """Write the component and its test; ``UserError`` for a name that cannot be used or is taken, or a file there."""
     module = module_name(name)
     if not NAME.fullmatch(name) or not module.isidentifier():
         raise UserError(f"{name!r}: a name begins with a letter, and has letters, digits and '-'")
