@@ -54,3 +54,8 @@ def test_the_section() -> None:
     (section,) = crossed.sections(CELLS)
     assert [figure.name for figure in section.figures] == ["crossed-1"]
     assert "noise" not in section.tables[0].frame.columns
+    higher = [{**cell, "noise": 0.8} for cell in CELLS]
+    (section,) = crossed.sections([*CELLS, *higher])
+    frame = section.tables[0].frame
+    assert list(frame.columns[:2]) == ["noise", "method"]
+    assert list(frame["noise"]) == ["symmetric 60 %"] * 4 + ["symmetric 80 %"] * 4

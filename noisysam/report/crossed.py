@@ -22,7 +22,7 @@ def sections(cells: Sequence[ReportCell]) -> list[Section]:
     grids = {place: found for place, found in grids.items() if len(found) >= FEWEST}
     if not grids:
         return []
-    frame = pd.concat([table(found).assign(noise=place) for place, found in grids.items()])
+    frame = pd.concat({place: table(found) for place, found in grids.items()}, names=["noise"]).reset_index("noise")
     frame = frame.drop(columns="noise") if len(places) == 1 else frame
     caption = "Mean test accuracy at the last epoch of each method (rows) with each optimizer (columns), in percent."
     drawings = [
