@@ -101,8 +101,8 @@ def _warn_of_sizes(config: RunConfig, images: int) -> None:
     rows, m = min(config.batch, images), getattr(config.recipe().optimizer_options, "m", None)
     if config.batch > images:
         warnings.warn(
-            f"--batch {config.batch}: there are {images} training images, all in each step; a smaller batch makes more"
-            " steps of an epoch",
+            f"--batch {config.batch}: there are {images} training images, all in each step; a smaller batch gives more"
+            " steps an epoch",
             stacklevel=3,
         )
     asked = config.sam_m is not None or "m" in config.opt_option
