@@ -143,7 +143,7 @@ def load(
         if digest != record["digests"][name]:
             raise UserError(
                 f"run {folder.key} was trained on {name} {record['digests'][name][:16]}, found here are {digest[:16]}:"
-                " give the same --data-dir and the same version"
+                " the files have changed since, or the run needs another --data-dir or version of noisysam"
             )
     where = devices.resolve_device(device)
     noisy = problem.noisy.take(problem.train)

@@ -29,7 +29,8 @@ def _compared(cells: Sequence[ReportCell]) -> str:
     noises = joined(column_name(cell) for cell in sorted(done, key=lambda c: (c["noise_type"], c["noise"])))
     seeds = len({cell["seed"] for cell in done})
     images = joined(format(cell["train"], ",") for cell in done if cell["train"])
-    network = f"{joined(c['model'] for c in done)} for {joined(c['epochs'] for c in done)} epochs"
+    length = joined(c["epochs"] for c in done)
+    network = f"{joined(c['model'] for c in done)} for {length} epoch{'s' * (length != '1')}"
     return (
         f"{what} by clean test accuracy at the last epoch: {images} training images of"
         f" {joined(c['dataset'] for c in done)} with label noise ({noises}), {network},"

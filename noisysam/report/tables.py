@@ -15,6 +15,7 @@ from noisysam.core.errors import DamagedFile, UserError
 from noisysam.core.text import last_line
 from noisysam.data.datasets import CIFAR10_CLASSES
 from noisysam.report.statistics import share_interval
+from noisysam.runs.measures import EVALUATED_AT_THE_END
 from noisysam.runs.record import RunFolder, load_study
 from noisysam.runs.summary import COLLAPSED
 
@@ -200,6 +201,8 @@ def remark(measure: str, cells: Sequence[ReportCell], marked: bool) -> str:
     rows = list(dict.fromkeys(cell["row"] for cell in finished(cells) if cell["sparse"]))
     if measure in PICKED and rows:
         said.append(f"Left out, since they were evaluated less often than every tenth of the run: {', '.join(rows)}.")
+    if measure == "last_ten" and any(cell["epochs"] < EVALUATED_AT_THE_END for cell in finished(cells)):
+        said.append("Runs of fewer epochs: the mean of all.")
     if any(cell.get("collapsed") for cell in finished(cells)):
         said.append(f"Collapsed runs predict one class for at least {percent(COLLAPSED)} % of the test images.")
     kinds = machines(cells)

@@ -112,9 +112,8 @@ class Display:
         c = self.config
         total = per_step * of * c.epochs
         rate = c.batch / per_step
-        note(
-            f"{rate:.0f} images/s here: about {duration(total)} of training a stage ({c.epochs} epochs), and evaluation"
-        )
+        length = f"{c.epochs} epoch{'s' * (c.epochs != 1)}"
+        note(f"{rate:.0f} images/s here: about {duration(total)} of training a stage ({length}), and evaluation")
         if self.cpu and self.short_command and total > 2 * SHORT_RUN:
             note(f"three minutes instead: {self.short_command} {self._short(rate)}")
 
