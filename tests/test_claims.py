@@ -615,7 +615,12 @@ def test_every_kind_is_simulated() -> None:
     assert {s.claim.kind for s in verdicts.SCENARIOS if s.truth == "true"} == set(kinds)
 
 
-@pytest.mark.parametrize("number", range(len(verdicts.SCENARIOS)))
+LONG = [s.truth == "sought" and s.claim.kind in ("correlates", "knife_edge") for s in verdicts.SCENARIOS]
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=pytest.mark.slow) if long else n for n, long in enumerate(LONG)]
+)
 def test_verdicts_of_simulated_studies(number: int) -> None:
     scenario = verdicts.SCENARIOS[number]
     tally = verdicts.simulate(scenario, STUDIES, np.random.default_rng([1, number]))

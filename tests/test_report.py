@@ -17,7 +17,7 @@ import noisysam.report as reports
 from noisysam.core.errors import UserError
 from noisysam.core.files import write_json
 from noisysam.data.datasets import CIFAR10_CLASSES
-from noisysam.report import figures, published, read_cells, report, summary_table
+from noisysam.report import document, figures, published, read_cells, report, summary_table
 from noisysam.report.claims import judge_all
 from noisysam.report.document import svg
 from noisysam.report.frame import COLUMNS
@@ -35,6 +35,14 @@ ROWS = {
 }
 RATES, SEEDS = (0.2, 0.8), (0, 1, 2)
 FIGURES = ("last", "last_ten", "selected", "best", "memorised", "recovered", "auroc")
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not rendered, which takes most of the time of a report, except where bytes are compared."""
+    if request.function is not test_same_records_same_bytes:
+        monkeypatch.setattr(document, "svg", lambda drawing: "<svg/>")
+        monkeypatch.setattr(document, "write_png", lambda path, drawing: None)
 
 
 def key(row: str, noise: float, seed: int) -> str:
