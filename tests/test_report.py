@@ -24,7 +24,7 @@ from noisysam.report.frame import COLUMNS
 from noisysam.report.glossary import GLOSSARY
 from noisysam.report.sentences import sentences
 from noisysam.report.statistics import share_interval
-from noisysam.report.tables import classes, layout, row_table, speed_remark
+from noisysam.report.tables import classes, layout, remark, row_table, speed_remark
 from noisysam.runs.record import RunFolder, study_path
 from noisysam.studies.claims import Claim
 
@@ -531,6 +531,10 @@ def test_sentences_of_verdicts(store: Path) -> None:
     equal = [{**cell, "last": 0.5} for cell in cells]
     said = sentences(equal, summary_table(equal), judge_all(asked, equal, SEEDS))[1]
     assert said == "Highest mean at 20 %: sgd and sam 50.0 %; at 80 %: sgd and sam 50.0 %."
+    one = [{**cell, "epochs": 1} for cell in cells]
+    assert " for 1 epoch, 3 seeds." in sentences(one, summary_table(one), [])[0]
+    assert remark("last_ten", one, False) == "Runs of fewer epochs: the mean of all."
+    assert remark("last_ten", [{**cell, "epochs": 10} for cell in cells], False) == ""
     alone = [cell for cell in cells if cell["seed"] == 0]
     assert (
         "Undecided, as 3 seeds are needed: " in sentences(alone, summary_table(alone), judge_all(asked, alone, [0]))[2]
